@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Exceptions and warnings of ``gsb``. Each carries a ``hint`` and pickles.
+
+::
+
+    GSBError(Exception)
+    ├── TransportError
+    │   ├── ConnectError           (ConnectionError)      no server answers
+    │   │   └── ServerNotProvenError (PermissionError)    it answers, but does not know the token
+    │   ├── ConnectionLostError    (ConnectionError)      the server went away during a call
+    │   ├── RequestTimeoutError    (TimeoutError)
+    │   └── ProtocolError          (ValueError)           a malformed message
+    │       └── ProtocolVersionError
+    ├── AuthenticationError        (PermissionError)      wrong or missing token, host or origin
+    ├── RemoteError                (RuntimeError)         any other error of the server
+    │   ├── ServerBusyError
+    │   ├── SessionLostError       (LookupError)
+    │   ├── StaleArrayError        (LookupError)          the slot was freed meanwhile
+    │   ├── ForeignHandleError     (PermissionError)      the slot belongs to somebody else
+    │   └── RemoteMemoryError      (MemoryError)
+    ├── ModelLostError             (LookupError)          the server no longer has the fitted model
+    ├── PayloadTooLargeError       (ValueError)
+    ├── UnsupportedEstimatorError  (NotImplementedError)
+    └── UnsupportedValueError      (TypeError)            a value that cannot travel
+
+    FallbackWarning(UserWarning)                          the work was done in this process, and why
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class GSBError(Exception):
+    """Base of all exceptions of ``gsb``.
+
+    Parameters
+    ----------
+    message : str
+        What happened.
+    hint : str, optional
+        What to do about it; replaces the class's own.
+    code : str, optional
+        The server's error code (``docs/http-api.md``).
+    request_id : str, optional
+        Finds the request in the server's log.
+    """
+
+    hint: str = ""
+
+    def __init__(self, message: str = "", *, hint: str = "", code: str = "", request_id: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.request_id = request_id
+        if hint:
+            self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.hint, self.code, self.request_id)
+
+
+def _rebuild(kind: type[GSBError], message: str, hint: str, code: str, request_id: str) -> GSBError:
+    return kind(message, hint=hint, code=code, request_id=request_id)
+
+
+class TransportError(GSBError):
+    """The message did not get through."""
+
+
+class ConnectError(TransportError, ConnectionError):
+    """No server answers."""
+
+    hint = "start one with `gsb serve`, name one with GSB_SERVER, or allow gsb.config(fallback='local')"
+
+
+class ServerNotProvenError(ConnectError, PermissionError):
+    """Something answers, but it cannot prove that it knows the token."""
+
+    hint = "another program may be listening there; check GSB_SERVER and GSB_TOKEN, or restart `gsb serve`"
+
+
+class ConnectionLostError(TransportError, ConnectionError):
+    """The server went away before it had answered."""
+
+    hint = "the call may or may not have been carried out; fit again once the server is back"
+
+
+class RequestTimeoutError(TransportError, TimeoutError):
+    """The deadline passed before the answer came."""
+
+    hint = "raise gsb.config(timeout=...), in seconds; None waits without limit"
+
+
+class ProtocolError(TransportError, ValueError):
+    """A message is malformed."""
+
+    hint = "client and server are probably of different versions"
+
+
+class ProtocolVersionError(ProtocolError):
+    """Client and server speak different versions of the protocol."""
+
+    hint = "install the same version of gsb on both sides"
+
+
+class AuthenticationError(GSBError, PermissionError):
+    """The server refused the token, or the host or origin of the request."""
+
+    hint = "set GSB_TOKEN to the token of the server, or unset it so that the server's own file is found"
+
+
+class RemoteError(GSBError, RuntimeError):
+    """The server failed in a way that is not the estimator's."""
+
+    hint = "the server's log has the traceback under the request id"
+
+
+class ServerBusyError(RemoteError):
+    """The server has no room for the call at the moment."""
+
+    hint = "try again later, or start the server with more workers or a larger pool"
+
+
+class SessionLostError(RemoteError, LookupError):
+    """The server no longer knows the session, for instance after a restart."""
+
+    hint = "the client opens a new session by itself at the next call"
+
+
+class StaleArrayError(RemoteError, LookupError):
+    """A slot named in the message was freed meanwhile."""
+
+    hint = "call again; if it happens repeatedly, the two sides do not share one pool"
+
+
+class ForeignHandleError(RemoteError, PermissionError):
+    """A slot named in the message belongs to another client."""
+
+    hint = "only arrays that this process has put into the pool may be named in its calls"
+
+
+class RemoteMemoryError(RemoteError, MemoryError):
+    """The server ran out of memory for this call."""
+
+    hint = "send less at once, or free memory on the server's side"
+
+
+class ModelLostError(GSBError, LookupError):
+    """The server no longer has the fitted model, and the client has no copy of it."""
+
+    hint = "fit again; gsb.config(keep_state=True) keeps a copy of every fitted model on the client"
+
+
+class PayloadTooLargeError(GSBError, ValueError):
+    """An array does not fit into the pool, or a message is too long."""
+
+    hint = "split the array, or start the server with a larger pool"
+
+
+class UnsupportedEstimatorError(GSBError, NotImplementedError):
+    """The server does not offer this estimator or method."""
+
+    hint = "use scikit-learn's own class for it"
+
+
+class UnsupportedValueError(GSBError, TypeError):
+    """A value cannot travel to the server."""
+
+    hint = "pass numbers, text, lists, NumPy arrays, sparse matrices or data frames"
+
+
+class FallbackWarning(UserWarning):
+    """The work was done by scikit-learn in this process instead of by the server; the text says why."""
+
+
+#: The server's error codes -> classes; ``estimator_error`` is rebuilt in `gsb.remote_exceptions`.
+CODE_CLASSES: dict[str, type[GSBError]] = {
+    "malformed": ProtocolError,
+    "bad_parameter": ProtocolError,
+    "not_found": ProtocolError,
+    "method_not_allowed": ProtocolError,
+    "protocol_mismatch": ProtocolVersionError,
+    "unauthorized": AuthenticationError,
+    "forbidden_host": AuthenticationError,
+    "forbidden_origin": AuthenticationError,
+    "foreign_handle": ForeignHandleError,
+    "unknown_estimator": UnsupportedEstimatorError,
+    "unknown_method": UnsupportedEstimatorError,
+    "unsupported_value": UnsupportedValueError,
+    "duplicate_call": RemoteError,
+    "stale_handle": StaleArrayError,
+    "session_lost": SessionLostError,
+    "model_lost": ModelLostError,
+    "too_large": PayloadTooLargeError,
+    "internal": RemoteError,
+    "pool_full": ServerBusyError,
+    "busy": ServerBusyError,
+    "shutting_down": ServerBusyError,
+    "timeout": RequestTimeoutError,
+    "out_of_memory": RemoteMemoryError,
+}
