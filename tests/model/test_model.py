@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Check the slot protocol exhaustively with Spin, and check that the check can fail.
+
+`slots.pml` is the model; docs/model.md describes it, the configurations and the mutations.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+MODEL = Path(__file__).with_name("slots.pml")
+
+CLAIM1, CLAIM2, PIN, FREE, ADOPT, RECLAIM, ABORT, STOPPABLE = (1 << n for n in range(8))
+
+INVARIANTS = (
+    "NEVER_TWO_OWNERS",
+    "NEVER_PINNED_RECLAIMED",
+    "NO_TORN_READ",
+    "EVERY_DEAD_FREED",
+    "DOUBLE_FREE_DETECTED",
+    "NO_STRANDED_RETIRED",
+    "NEVER_EVICTED_ALIVE",
+)
+
+BUILD_SECONDS = 60
+SEARCH_SECONDS = 120
+SEARCH_DEPTH = 10_000
+MEMORY_MIB = 3000
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process: its client index (None: a newcomer), what it may do, how many operations."""
+
+    index: int | None
+    may: int
+    budget: int
+
+    def __str__(self) -> str:
+        return f"{0 if self.index is None else self.index + 1},{self.may},{self.budget}"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    slots: int
+    clients: int
+    processes: tuple[Process, ...]
+    spans: bool = False
+    stops: int = 0
+
+    def defines(self) -> list[str]:
+        attached = [p.index + 1 for p in self.processes if p.index is not None]
+        found = [
+            f"-DNS={self.slots}",
+            f"-DNC={self.clients}",
+            f"-DNP={len(self.processes)}",
+            f"-DHW0={max(attached)}",
+            f"-DMAXSTOP={self.stops}",
+        ]
+        found += [f"-DP{n}={process}" for n, process in enumerate(self.processes)]
+        return [*found, "-DSPANS"] if self.spans else found
+
+
+CONFIGURATIONS = {
+    # 2 slots, two clients that do everything, one cleaner; everybody may die anywhere
+    "single": Configuration(
+        slots=2,
+        clients=3,
+        processes=(
+            Process(0, CLAIM1 | FREE | ABORT, 3),
+            Process(1, CLAIM1 | PIN | FREE | ADOPT | RECLAIM, 3),
+            Process(2, RECLAIM, 2),
+        ),
+    ),
+    # 3 slots and spans of two; the cleaner may also stop for ever in the middle
+    "span": Configuration(
+        slots=3,
+        clients=3,
+        spans=True,
+        stops=1,
+        processes=(
+            Process(0, CLAIM1 | CLAIM2 | FREE | ABORT, 2),
+            Process(1, CLAIM1 | PIN | FREE | ADOPT, 2),
+            Process(2, RECLAIM | STOPPABLE, 1),
+        ),
+    ),
+    # 1 slot, reused again and again: two that pin and free against one that claims and frees
+    "race": Configuration(
+        slots=1,
+        clients=3,
+        processes=(
+            Process(0, CLAIM1 | FREE | ADOPT, 5),
+            Process(1, PIN | FREE | ADOPT | RECLAIM, 3),
+            Process(2, PIN | FREE | ADOPT, 3),
+        ),
+    ),
+    # one client, three newcomers on two indices; a cleaner may stop for ever, a newcomer too
+    "takeover": Configuration(
+        slots=1,
+        clients=2,
+        stops=1,
+        processes=(
+            Process(0, CLAIM1 | PIN | FREE, 2),
+            Process(None, CLAIM1 | PIN | RECLAIM | STOPPABLE, 2),
+            Process(None, CLAIM1 | PIN | FREE, 2),
+            Process(None, RECLAIM | STOPPABLE, 1),
+        ),
+    ),
+}
+
+# What each mutation breaks is said in docs/model.md; here, where Spin has to find it, and as what.
+MUTATIONS = {
+    "MUT_PIN_NO_RECHECK": ("race", "NEVER_PINNED_RECLAIMED"),
+    "MUT_ROW_BEFORE_RETIRE": ("race", "NEVER_PINNED_RECLAIMED"),
+    "MUT_FINALIZE_NO_ROW": ("race", "NEVER_PINNED_RECLAIMED"),
+    "MUT_UNPIN_NO_FINALIZE": ("race", "NO_STRANDED_RETIRED"),
+    "MUT_FREE_NO_RETRY": ("race", "DOUBLE_FREE_DETECTED"),
+    "MUT_CAS_WITHOUT_GENERATION": ("race", "DOUBLE_FREE_DETECTED"),
+    "MUT_HEAD_BEFORE_TAILS": ("span", "EVERY_DEAD_FREED"),
+    "MUT_TAIL_NO_LINK_CHECK": ("span", "NEVER_TWO_OWNERS"),
+    "MUT_TAIL_NO_HEAD_CHECK": ("span", "NEVER_PINNED_RECLAIMED"),
+    "MUT_CLEAN_WITHOUT_LOCK": ("takeover", "EVERY_DEAD_FREED"),
+    "MUT_CLEANER_EXCLUSIVE": ("takeover", "EVERY_DEAD_FREED"),
+    "MUT_ZERO_ROW_AFTER_UNLOCK": ("takeover", "EVERY_DEAD_FREED"),
+    "MUT_NO_HIGH_WATER": ("takeover", "NEVER_PINNED_RECLAIMED"),
+    "MUT_HIGH_WATER_EARLY": ("takeover", "NEVER_PINNED_RECLAIMED"),
+}
+
+
+def program(*names: str) -> str:
+    """The first of the programs that is installed; skips the test if there is none."""
+    for name in names:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    pytest.skip(f"not installed: {' or '.join(names)}")
+
+
+def run(command: list[str], folder: Path, seconds: float) -> str:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        timeout=seconds,
+        check=False,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, f"{command[0]}: exit {done.returncode}\n{done.stdout}"
+    return done.stdout
+
+
+def verify(folder: Path, configuration: str, *defines: str, optimize: str) -> str:
+    """Generate, build and run the verifier; its report."""
+    spin = program("spin")
+    compiler = program("cc", "gcc", "clang")
+    shutil.copy(MODEL, folder)
+    chosen = [*CONFIGURATIONS[configuration].defines(), *defines]
+    run([spin, "-a", *chosen, MODEL.name], folder, BUILD_SECONDS)
+    options = ["-DSAFETY", "-DCOLLAPSE", "-DNOREDUCE", f"-DMEMLIM={MEMORY_MIB}"]
+    run([compiler, optimize, "-w", *options, "-o", "pan", "pan.c"], folder, BUILD_SECONDS)
+    return run([str(folder / "pan"), f"-m{SEARCH_DEPTH}"], folder, SEARCH_SECONDS)
+
+
+def number(pattern: str, report: str) -> int:
+    found = re.search(pattern, report)
+    assert found is not None, f"no {pattern!r} in\n{report}"
+    return int(found[1])
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_protocol_holds(name: str, tmp_path: Path) -> None:
+    report = verify(tmp_path, name, optimize="-O2")
+    assert number(r"errors: (\d+)", report) == 0, report
+    # Complete: every state was visited, none was mistaken for another, and deadlocks count.
+    assert "Full statespace search for:" in report, report
+    assert re.search(r"invalid end states\s+\+", report), report
+    assert re.search(r"assertion violations\s+\+", report), report
+    for shortcut in ("Search not completed", "too small", "Bit statespace", "Hash-Compact", "out of"):
+        assert shortcut not in report, report
+    states = number(r"(\d+) states, stored", report)
+    depth = number(r"depth reached (\d+)", report)
+    assert states > 100_000, report
+    assert depth < SEARCH_DEPTH, report
+    print(f"\nmodel {name}: {states} states, depth {depth}, errors 0")
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_mutation_is_caught(mutation: str, tmp_path: Path) -> None:
+    name, invariant = MUTATIONS[mutation]
+    report = verify(tmp_path, name, f"-D{mutation}", optimize="-O1")
+    assert number(r"errors: (\d+)", report) == 1, report
+    found = re.search(r"assertion violated (.*) \(at depth (\d+)\)", report)
+    assert found is not None, report
+    caught = [named for named in INVARIANTS if named in found[1]]
+    assert caught == [invariant], report
+    states = number(r"(\d+) states, stored", report)
+    print(f"\nmodel {mutation}: {caught[0]} at depth {found[2]} after {states} states ({name})")
+
+
+def test_every_switch_is_tested() -> None:
+    """A mutation in the model that no test turns on proves nothing."""
+    assert set(re.findall(r"\bMUT_\w+", MODEL.read_text())) - {"MUT_"} == set(MUTATIONS)
