@@ -4,7 +4,7 @@
  *
  * Plain C11, no Python, no I/O, no mutable globals. The includer must define _GNU_SOURCE before its
  * first system header on Linux, because the CPU affinity calls hide behind it; without it the copy
- * still works and only loses the CPU count and the placement of its helper threads.
+ * still works, but may start a thread on a machine that lets it use one CPU.
  *
  * Every figure quoted below is argued in docs/performance-notes.md.
  */
@@ -40,33 +40,36 @@
 #define SHMPOOL_COPY_THREADS 0
 #endif
 
-/* Below this a plain copy wins: its result stays in the last level cache, where the reader that is
- * told next finds it, and streaming would push it out to memory first. */
+/* Below this a plain copy wins as long as it fits the last level cache, and it leaves its result
+ * there for the reader that is told next; streaming pushes it out to memory. Break-even measured
+ * between 6 and 8 MiB with 32 MiB of cache. */
 #ifndef SHMPOOL_COPY_STREAM_MIN
 #define SHMPOOL_COPY_STREAM_MIN ((size_t)8 << 20)
 #endif
 
-/* Below this, starting a thread costs about what its share of the copy saves. */
+/* Below this, starting a thread costs about what its share of the copy saves: at 8 MiB two threads
+ * measured slower than one, at 12 to 16 MiB even or better, from 32 MiB on clearly better. */
 #ifndef SHMPOOL_COPY_THREAD_MIN
 #define SHMPOOL_COPY_THREAD_MIN ((size_t)16 << 20)
 #endif
 
 /* Threads claim work in pieces of this size instead of fixed halves, because a fresh thread can
  * start milliseconds late or lose its CPU: whoever runs takes what is left, and nobody waits for
- * more than one piece. Smaller pieces make the threads compete for the same DRAM pages. */
+ * more than one piece. 256 KiB to 16 MiB measure alike, 64 KiB and less slower. */
 #ifndef SHMPOOL_COPY_CHUNK
 #define SHMPOOL_COPY_CHUNK ((size_t)1 << 20)
 #endif
 
-/* A few cores saturate the memory of one socket; more would only take CPUs from the user. */
+/* Not measured beyond two: there the second thread already meets the limit of the memory, and each
+ * further one takes a CPU from the user for less. */
 #ifndef SHMPOOL_COPY_MAX_THREADS
 #define SHMPOOL_COPY_MAX_THREADS 4
 #endif
 
-/* How far ahead of the loads to prefetch: far enough to cover a DRAM access and to have the page
- * walk of the next 4 KiB page done early. */
+/* How far ahead of the loads to prefetch: far enough to cover a DRAM access. The hardware does not
+ * look across a page border, so this is what keeps loads busy there. 1 to 8 KiB measure alike. */
 #ifndef SHMPOOL_COPY_PREFETCH
-#define SHMPOOL_COPY_PREFETCH 4096
+#define SHMPOOL_COPY_PREFETCH 2048
 #endif
 
 /* Which kernel moves the bytes. Anything but AUTO is for tests and benchmarks: it also ignores the
@@ -181,7 +184,7 @@ shmpool_copy_find_kernel(enum shmpool_copy_isa isa)
 #define SHMPOOL_COPY_AFFINITY 0
 #endif
 
-/* musl counts CPUs but cannot place a thread before it starts. */
+/* musl can count CPUs but not place a thread before it starts. */
 #if SHMPOOL_COPY_AFFINITY && defined(__GLIBC__)
 #define SHMPOOL_COPY_PLACEMENT 1
 #else
@@ -194,11 +197,8 @@ struct shmpool_copy_work {
     size_t nbytes;
     size_t claimed;
     shmpool_copy_kernel *kernel;
-#if SHMPOOL_COPY_AFFINITY
-    cpu_set_t usable;
-    int has_usable;
-#endif
 #if SHMPOOL_COPY_PLACEMENT
+    cpu_set_t usable;
     int is_placed;
 #endif
 };
@@ -207,7 +207,7 @@ static inline void
 shmpool_copy_share(struct shmpool_copy_work *work)
 {
     for (;;) {
-        /* Relaxed is enough: only the claim itself has to be unique, and joining orders the data. */
+        /* Relaxed is enough: only the claim has to be unique, and joining orders the data. */
         const size_t at = __atomic_fetch_add(&work->claimed, SHMPOOL_COPY_CHUNK, __ATOMIC_RELAXED);
         if (at >= work->nbytes) {
             return;
@@ -221,7 +221,7 @@ shmpool_copy_share(struct shmpool_copy_work *work)
 static inline void *
 shmpool_copy_helper(void *arg)
 {
-    struct shmpool_copy_work *work = arg;
+    struct shmpool_copy_work *work = (struct shmpool_copy_work *)arg;
 #if SHMPOOL_COPY_PLACEMENT
     if (work->is_placed) {
         /* Being kept off one CPU was only meant for the start; from here the scheduler decides. */
@@ -234,19 +234,36 @@ shmpool_copy_helper(void *arg)
 
 /* CPUs this thread may use, asked anew each time because affinity can change while we run. */
 static inline int
-shmpool_copy_count_cpus(struct shmpool_copy_work *work)
+shmpool_copy_count_cpus(void)
 {
 #if SHMPOOL_COPY_AFFINITY
-    work->has_usable = sched_getaffinity(0, sizeof(work->usable), &work->usable) == 0;
-    if (work->has_usable) {
-        return CPU_COUNT(&work->usable);
+    cpu_set_t usable;
+    if (sched_getaffinity(0, sizeof(usable), &usable) == 0) {
+        return CPU_COUNT(&usable);
     }
-#else
-    (void)work;
 #endif
     const long online = sysconf(_SC_NPROCESSORS_ONLN);
     return online > 0 && online < SHMPOOL_COPY_MAX_THREADS ? (int)online : SHMPOOL_COPY_MAX_THREADS;
 }
+
+#if SHMPOOL_COPY_PLACEMENT
+/* The kernel tends to start a thread on the CPU of its creator, where it waits for milliseconds
+ * behind the very copy that it should share. Ask for any other CPU. */
+static inline void
+shmpool_copy_place(struct shmpool_copy_work *work, pthread_attr_t *attr)
+{
+    const int here = sched_getcpu();
+    cpu_set_t others;
+    if (here < 0 || here >= CPU_SETSIZE ||
+        sched_getaffinity(0, sizeof(work->usable), &work->usable) != 0) {
+        return;
+    }
+    others = work->usable;
+    CPU_CLR((size_t)here, &others);
+    work->is_placed = CPU_COUNT(&others) > 0 &&
+                      pthread_attr_setaffinity_np(attr, sizeof(others), &others) == 0;
+}
+#endif
 
 /*
  * Threads live for one copy: a standing pool of them would have to survive fork, interpreter
@@ -260,30 +277,24 @@ shmpool_copy_threaded(struct shmpool_copy_work *work, int n_threads)
     pthread_attr_t attr;
     sigset_t all, before;
 
+    if (n_threads <= 1 || pthread_attr_init(&attr) != 0) {
+        shmpool_copy_share(work);
+        return;
+    }
+#if SHMPOOL_COPY_PLACEMENT
+    shmpool_copy_place(work, &attr);
+#endif
     /* Helpers inherit this mask. A signal delivered to one of them would run the handler on a
      * thread that Python does not know and leave the main thread's system calls uninterrupted. */
     sigfillset(&all);
-    if (n_threads > 1 && pthread_sigmask(SIG_SETMASK, &all, &before) == 0) {
-        if (pthread_attr_init(&attr) == 0) {
-#if SHMPOOL_COPY_PLACEMENT
-            /* The kernel tends to start a thread on the CPU of its creator, where it waits for
-             * milliseconds behind the very copy it should share. Ask for any other CPU. */
-            cpu_set_t others = work->usable;
-            const int here = sched_getcpu();
-            if (here >= 0 && here < CPU_SETSIZE) {
-                CPU_CLR((size_t)here, &others);
-            }
-            work->is_placed = work->has_usable && CPU_COUNT(&others) > 0 &&
-                              pthread_attr_setaffinity_np(&attr, sizeof(others), &others) == 0;
-#endif
-            while (started < n_threads - 1 &&
-                   pthread_create(&helpers[started], &attr, shmpool_copy_helper, work) == 0) {
-                started++;
-            }
-            (void)pthread_attr_destroy(&attr);
+    if (pthread_sigmask(SIG_SETMASK, &all, &before) == 0) {
+        while (started < n_threads - 1 &&
+               pthread_create(&helpers[started], &attr, shmpool_copy_helper, work) == 0) {
+            started++;
         }
         (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
     }
+    (void)pthread_attr_destroy(&attr);
     shmpool_copy_share(work);
     while (started > 0) {
         (void)pthread_join(helpers[--started], NULL);
@@ -307,9 +318,8 @@ shmpool_copy_bulk(unsigned char *dst, const unsigned char *src, size_t nbytes, i
     if (n_threads != 1 && nbytes > SHMPOOL_COPY_CHUNK) {
         struct shmpool_copy_work work = {
             .dst = dst, .src = src, .nbytes = nbytes, .kernel = kernel};
-        const int n_cpus = shmpool_copy_count_cpus(&work);
         if (n_threads <= 0) {
-            n_threads = nbytes < SHMPOOL_COPY_THREAD_MIN ? 1 : n_cpus;
+            n_threads = nbytes < SHMPOOL_COPY_THREAD_MIN ? 1 : shmpool_copy_count_cpus();
         }
         if (n_threads > SHMPOOL_COPY_MAX_THREADS) {
             n_threads = SHMPOOL_COPY_MAX_THREADS;
@@ -323,7 +333,7 @@ shmpool_copy_bulk(unsigned char *dst, const unsigned char *src, size_t nbytes, i
     kernel(dst, src, nbytes);
 }
 
-/* As shmpool_copy, with the kernel chosen by the caller. An unknown or unusable one copies plainly. */
+/* As shmpool_copy, but the caller chooses the kernel. An unknown or unusable one copies plainly. */
 static inline void
 shmpool_copy_with(void *dst, const void *src, size_t nbytes, int n_threads,
                   enum shmpool_copy_isa isa)
