@@ -21,7 +21,7 @@
 #define SHMPOOL_MAX_SLOTS 4096u
 #define SHMPOOL_MAX_CLIENTS 4094u /* 12 bits hold index + 1; 4095 is reserved */
 #define SHMPOOL_MAX_NDIM 64u      /* NumPy 2's own limit */
-#define SHMPOOL_DTYPE_NBYTES 280u
+#define SHMPOOL_DTYPE_NBYTES 280
 #define SHMPOOL_LABEL_NBYTES 128u
 
 #define SHMPOOL_INPUT 0

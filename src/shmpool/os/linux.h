@@ -69,6 +69,11 @@ static inline int shmpool_os_reserve(int fd, uint64_t offset, uint64_t nbytes) {
     }
 }
 
+/* Give a reserved range back; it reads as zeros afterwards. Only the owner of the slot does this. */
+static inline void shmpool_os_release(int fd, uint64_t offset, uint64_t nbytes) {
+    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)nbytes);
+}
+
 static inline int shmpool_os_map(int fd, uint64_t nbytes, void **base) {
     void *p = mmap(NULL, (size_t)nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (p == MAP_FAILED)
@@ -78,6 +83,8 @@ static inline int shmpool_os_map(int fd, uint64_t nbytes, void **base) {
 }
 
 static inline void shmpool_os_unmap(void *base, uint64_t nbytes) { munmap(base, (size_t)nbytes); }
+
+static inline void shmpool_os_close(int fd) { close(fd); }
 
 /* Fill this process's page tables for a range in one call. Best effort: a kernel before 5.14 says
  * EINVAL and pages are faulted one by one instead. */

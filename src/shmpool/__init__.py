@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""NumPy arrays across process borders of one machine, at the speed of one copy or none.
+
+>>> import numpy as np, shmpool
+>>> pool = shmpool.Pool.open()                  # doctest: +SKIP
+>>> handle = pool.put(np.arange(10))            # doctest: +SKIP
+>>> pool.get(handle)                            # in any process; doctest: +SKIP
+array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+"""
+
+from ._core import Geometry, Handle, Loan
+from .errors import (
+    ClientEvictedError,
+    ClientGoneError,
+    ForkedPoolError,
+    HandleError,
+    LoanError,
+    PayloadTooLargeError,
+    PoolBusyError,
+    PoolClosedError,
+    PoolCorruptedError,
+    PoolExistsError,
+    PoolFormatError,
+    PoolFullError,
+    PoolNotFoundError,
+    PoolPermissionError,
+    PoolSpaceError,
+    ShmPoolError,
+    StaleHandleError,
+    TooManyClientsError,
+    UnsupportedDtypeError,
+    UnsupportedFilesystemError,
+)
+from .paths import default_path
+from .pool import ClientId, Pool
+from .stat import ClientStat, PoolStat, SlotStat
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClientEvictedError",
+    "ClientGoneError",
+    "ClientId",
+    "ClientStat",
+    "ForkedPoolError",
+    "Geometry",
+    "Handle",
+    "HandleError",
+    "Loan",
+    "LoanError",
+    "PayloadTooLargeError",
+    "Pool",
+    "PoolBusyError",
+    "PoolClosedError",
+    "PoolCorruptedError",
+    "PoolExistsError",
+    "PoolFormatError",
+    "PoolFullError",
+    "PoolNotFoundError",
+    "PoolPermissionError",
+    "PoolSpaceError",
+    "PoolStat",
+    "ShmPoolError",
+    "SlotStat",
+    "StaleHandleError",
+    "TooManyClientsError",
+    "UnsupportedDtypeError",
+    "UnsupportedFilesystemError",
+    "default_path",
+]

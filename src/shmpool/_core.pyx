@@ -1,0 +1,1447 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# cython: language_level=3
+"""The compiled layer: the C core of a pool with reference-counted owners around it.
+
+Knows slots, pins, copies and waiting. Knows nothing of paths, defaults, files on disk or printing: that is policy, and
+lives in Python. Its one door to exceptions is `_raise`.
+"""
+
+cimport cython
+cimport numpy as cnp
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize, PyBytes_Size
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memset
+
+import math
+import struct
+import threading
+
+import numpy as np
+
+from . import errors
+from .dtypes import dtype_to_text, text_to_dtype
+
+cnp.import_array()
+
+
+cdef extern from "core/failpoint.h" nogil:
+    void SHMPOOL_FAILPOINT(const char *label)
+
+cdef extern from "core/slots.h" nogil:
+    enum:
+        SHMPOOL_OK, SHMPOOL_EFULL, SHMPOOL_ESTALE, SHMPOOL_EEVICTED, SHMPOOL_ETOOLARGE, SHMPOOL_ECORRUPT
+        SHMPOOL_EMAGIC, SHMPOOL_EVERSION, SHMPOOL_ELAYOUT, SHMPOOL_ETRUNCATED, SHMPOOL_ENOTREADY
+        SHMPOOL_EINVAL, SHMPOOL_EGONE
+        SHMPOOL_READY, SHMPOOL_TAIL, SHMPOOL_FREE, SHMPOOL_SEALED, SHMPOOL_RETIRED
+        SHMPOOL_MAX_NDIM, SHMPOOL_LABEL_NBYTES, SHMPOOL_N_REGIONS, SHMPOOL_PAGE
+        SHMPOOL_FORMAT_VERSION, SHMPOOL_HUGE_PAGE, SHMPOOL_MAX_SLOTS, SHMPOOL_MAX_CLIENTS
+
+    Py_ssize_t SHMPOOL_DTYPE_NBYTES
+
+    ctypedef struct shmpool_header_t:
+        uint8_t magic[8]
+        uint32_t format_version
+        uint32_t layout_stamp
+        uint32_t init_state
+        uint8_t uuid[16]
+        uint64_t created_ns
+        uint64_t epoch
+
+    ctypedef struct shmpool_rotation_t "struct { uint64_t value; uint8_t pad[120]; }":
+        uint64_t value
+
+    ctypedef struct shmpool_counters_t:
+        shmpool_rotation_t rotation[3]
+        uint32_t wake_seq
+        uint32_t waiters
+        uint32_t client_high_water
+
+    ctypedef struct shmpool_slot_t:
+        uint64_t word
+        uint64_t link_generation
+        uint32_t link_slot
+        uint64_t reserved_nbytes
+        uint64_t claimed_ns
+        uint64_t sealed_ns
+        uint64_t nbytes
+        uint32_t span
+
+    ctypedef struct shmpool_client_t:
+        uint64_t nonce
+        uint64_t attached_ns
+        uint32_t pid
+        uint64_t pid_namespace
+        char label[128]
+
+    ctypedef struct shmpool_geometry_t:
+        uint64_t slot_nbytes
+        uint32_t region_slots[3]
+        uint32_t region_start[3]
+        uint32_t n_slots
+        uint32_t max_clients
+        uint64_t slots_offset
+        uint64_t file_nbytes
+
+    ctypedef struct shmpool_t:
+        shmpool_geometry_t geometry
+        uint8_t *base
+        shmpool_header_t *header
+        shmpool_counters_t *counters
+        shmpool_slot_t *slots
+        shmpool_client_t *clients
+        uint32_t me
+        uint64_t nonce
+
+    ctypedef struct shmpool_descriptor_t:
+        uint64_t nbytes
+        uint64_t data_offset
+        uint64_t dtype_offset
+        uint32_t span
+        uint16_t dtype_nbytes
+        uint8_t ndim
+        uint8_t order
+        int64_t shape[64]
+        char dtype[280]
+
+    uint64_t shmpool_load64(const uint64_t *p) noexcept
+    uint32_t shmpool_load32(const uint32_t *p) noexcept
+    uint64_t shmpool_relaxed64(const uint64_t *p) noexcept
+    uint32_t shmpool_relaxed32(const uint32_t *p) noexcept
+    void shmpool_set64(uint64_t *p, uint64_t v) noexcept
+    void shmpool_store32(uint32_t *p, uint32_t v) noexcept
+    uint64_t shmpool_add64(uint64_t *p, uint64_t v) noexcept
+    uint32_t shmpool_add32(uint32_t *p, uint32_t v) noexcept
+    int shmpool_geometry_init(shmpool_geometry_t *g, uint64_t slot_nbytes, const uint32_t *region_slots,
+                              uint32_t max_clients) noexcept
+    void shmpool_header_mark_creating(shmpool_header_t *h) noexcept
+    void shmpool_header_fill(shmpool_header_t *h, const shmpool_geometry_t *g, const uint8_t *uuid,
+                             uint64_t created_ns) noexcept
+    int shmpool_header_check(const shmpool_header_t *h, uint64_t file_nbytes, shmpool_geometry_t *g) noexcept
+    uint32_t shmpool_layout_stamp() noexcept
+    void shmpool_bind(shmpool_t *p, const shmpool_geometry_t *g, uint8_t *base) noexcept
+    uint8_t *shmpool_slot_data(const shmpool_t *p, uint32_t slot) noexcept
+    uint32_t *shmpool_pin_cell(const shmpool_t *p, uint32_t slot, uint32_t client) noexcept
+    uint64_t shmpool_word_generation(uint64_t w) noexcept
+    uint32_t shmpool_word_owner(uint64_t w) noexcept
+    uint32_t shmpool_word_state(uint64_t w) noexcept
+    uint32_t shmpool_high_water(const shmpool_t *p) noexcept
+    int shmpool_evicted(const shmpool_t *p) noexcept
+    int shmpool_wake_needed(const shmpool_t *p) noexcept
+    int shmpool_abort(const shmpool_t *p, uint32_t head, uint64_t generation, uint32_t span) noexcept
+    uint64_t shmpool_ticket(const shmpool_t *p, int region, uint32_t span) noexcept
+    int shmpool_claim(const shmpool_t *p, int region, uint32_t span, uint64_t ticket, uint64_t now_ns,
+                      uint32_t *head, uint64_t *generation) noexcept
+    void shmpool_describe(const shmpool_t *p, uint32_t head, const shmpool_descriptor_t *d) noexcept
+    int shmpool_seal(const shmpool_t *p, uint32_t head, uint64_t generation, uint64_t now_ns) noexcept
+    int shmpool_pin(const shmpool_t *p, uint32_t slot, uint64_t generation) noexcept
+    int shmpool_unpin(const shmpool_t *p, uint32_t slot) noexcept
+    int shmpool_read_descriptor(const shmpool_t *p, uint32_t slot, shmpool_descriptor_t *d) noexcept
+    int shmpool_free(const shmpool_t *p, uint32_t slot, uint64_t generation) noexcept
+    int shmpool_give(const shmpool_t *p, uint32_t slot, uint64_t generation, uint32_t client,
+                     uint64_t nonce) noexcept
+    void shmpool_reclaim(const shmpool_t *p, uint32_t client) noexcept
+    void shmpool_client_enter(shmpool_t *p, uint32_t client, uint64_t nonce, uint64_t now_ns, uint32_t pid,
+                              uint64_t pid_namespace, const char *label) noexcept
+    void shmpool_client_leave(const shmpool_t *p) noexcept
+
+cdef extern from "os/os.h" nogil:
+    enum:
+        SHMPOOL_OS_REFUSED, SHMPOOL_LOCK_NONE, SHMPOOL_LOCK_SHARED, SHMPOOL_LOCK_EXCLUSIVE
+    uint64_t shmpool_os_monotonic_ns() noexcept
+    int shmpool_os_lock(int fd, int64_t byte, int mode) noexcept
+    int shmpool_os_reserve(int fd, uint64_t offset, uint64_t nbytes) noexcept
+    void shmpool_os_release(int fd, uint64_t offset, uint64_t nbytes) noexcept
+    int shmpool_os_map(int fd, uint64_t nbytes, void **base) noexcept
+    void shmpool_os_unmap(void *base, uint64_t nbytes) noexcept
+    int shmpool_os_populate(void *address, uint64_t nbytes, int write) noexcept
+    void shmpool_os_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns) noexcept
+    void shmpool_os_wake(uint32_t *word) noexcept
+    uint64_t shmpool_os_pid_namespace() noexcept
+    uint32_t shmpool_os_fork_count() noexcept
+    int shmpool_os_watch_fork(int fd) noexcept
+    void shmpool_os_unwatch_fork(int fd) noexcept
+    void shmpool_os_close(int fd) noexcept
+
+cdef extern from "core/copy.h" nogil:
+    void shmpool_copy(void *dst, const void *src, size_t nbytes, int n_threads) noexcept
+
+cdef extern from *:
+    Py_ssize_t Py_REFCNT(PyObject *o)
+
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_NewFromDescr(PyObject *subtype, cnp.dtype descr, int nd, const cnp.npy_intp *dims,
+                                const cnp.npy_intp *strides, void *data, int flags, object obj)
+    PyObject PyArray_Type "PyArray_Type"
+
+
+# One verdict for every wait: a lost wake-up or a death costs at most this much (docs/format.md, back-pressure).
+cdef uint64_t WAIT_PERIOD_NS = 10_000_000
+# Memory is reserved in steps, so that growing arrays in one slot do not make one system call each.
+cdef uint64_t RESERVE_STEP = 2 << 20
+# Long system calls are cut into pieces, so that Ctrl-C is served and a timer signal cannot starve one.
+cdef uint64_t PIECE_NBYTES = 32 << 20
+# Below this, faulting the pages one by one is cheaper than asking the kernel for them (docs/performance-notes.md).
+cdef uint64_t POPULATE_NBYTES = 256 << 10
+cdef uint64_t DATA_ALIGN = 64
+
+FORMAT_VERSION = SHMPOOL_FORMAT_VERSION
+PAGE_NBYTES = SHMPOOL_PAGE
+HUGE_PAGE_NBYTES = SHMPOOL_HUGE_PAGE
+MAX_SLOTS = SHMPOOL_MAX_SLOTS
+MAX_CLIENTS = SHMPOOL_MAX_CLIENTS
+LABEL_NBYTES = SHMPOOL_LABEL_NBYTES
+LOCK_NONE = SHMPOOL_LOCK_NONE
+LOCK_SHARED = SHMPOOL_LOCK_SHARED
+LOCK_EXCLUSIVE = SHMPOOL_LOCK_EXCLUSIVE
+LOCK_BYTE_LIFE = 0
+LOCK_BYTE_CLIENTS = 64
+
+REGIONS = ("input", "output", "scratch")
+STATES = ("free", "writing", "sealed", "retired", "tail")
+cdef dict REGION_INDEX = {name: index for index, name in enumerate(REGIONS)}
+
+cdef dict TEXT_OF_DTYPE = {}
+cdef dict DTYPE_OF_TEXT = {}
+cdef Py_ssize_t CACHE_LIMIT = 1024
+
+
+cdef inline cnp.dtype descr_of(cnp.ndarray array):
+    return <cnp.dtype><object><PyObject *>cnp.PyArray_DESCR(array)
+
+
+cdef bytes text_of(cnp.dtype dtype):
+    text = TEXT_OF_DTYPE.get(dtype)
+    if text is None:
+        text = dtype_to_text(dtype)
+        if dtype.metadata is None and len(TEXT_OF_DTYPE) < CACHE_LIMIT:
+            TEXT_OF_DTYPE[dtype] = text
+    return text
+
+
+cdef cnp.dtype dtype_of(bytes text):
+    dtype = DTYPE_OF_TEXT.get(text)
+    if dtype is None:
+        dtype = text_to_dtype(text)
+        if len(DTYPE_OF_TEXT) < CACHE_LIMIT:
+            DTYPE_OF_TEXT[text] = dtype
+    return dtype
+
+
+cdef object _raise(int rc, str what):
+    """Turn a result of the C core into an exception: the only place that does."""
+    if rc == SHMPOOL_ESTALE:
+        raise errors.StaleHandleError(
+            f"{what}: the slot was freed or handed out again since this handle was made.",
+            hint="get() before anybody frees the array, and free it once only",
+        )
+    if rc == SHMPOOL_EEVICTED:
+        raise errors.ClientEvictedError(
+            f"{what}: this process lost its lock on the pool's lock file and was cleaned up as dead.",
+            hint="something closed a file descriptor that is not its own (os.closerange? a daemoniser?); "
+                 "open the pool after that, or call reattach()",
+        )
+    if rc == SHMPOOL_EGONE:
+        raise errors.ClientGoneError(f"{what}: the client is not attached any more.")
+    if rc == SHMPOOL_ECORRUPT:
+        raise errors.PoolCorruptedError(f"{what}: the slot's descriptor contradicts the pool's geometry.")
+    raise errors.ShmPoolError(f"{what}: unexpected result {rc} of the core.")
+
+
+def failpoint(str label):
+    """Mark a place in Python code at which crash tests may kill the process. Nothing in a normal build."""
+    cdef bytes encoded = label.encode()
+    SHMPOOL_FAILPOINT(PyBytes_AsString(encoded))
+
+
+def layout_stamp():
+    """The stamp by which two builds with other structures refuse each other."""
+    return shmpool_layout_stamp()
+
+
+def lock(int fd, int64_t byte, int mode):
+    """Lock, convert or release one byte without waiting; False when somebody else holds it."""
+    cdef int rc = shmpool_os_lock(fd, byte, mode)
+    if rc < 0:
+        raise OSError(-rc, f"locking byte {byte} of the lock file failed")
+    return rc == 0
+
+
+def reserve(int fd, uint64_t offset, uint64_t nbytes):
+    """Back a range of the file with memory. Raises OSError (ENOSPC) and leaves no SIGBUS behind."""
+    cdef int rc
+    with nogil:
+        rc = shmpool_os_reserve(fd, offset, nbytes)
+    if rc < 0:
+        raise OSError(-rc, f"reserving {nbytes} bytes failed")
+
+
+cdef class Geometry:
+    """The four numbers that define a pool, and what follows from them. Immutable."""
+
+    cdef shmpool_geometry_t g
+
+    def __init__(self, uint64_t slot_nbytes, uint32_t input_slots, uint32_t output_slots, uint32_t scratch_slots,
+                 uint32_t max_clients):
+        cdef uint32_t[3] regions
+        regions[0] = input_slots
+        regions[1] = output_slots
+        regions[2] = scratch_slots
+        if shmpool_geometry_init(&self.g, slot_nbytes, regions, max_clients) != SHMPOOL_OK:
+            raise ValueError(
+                f"impossible geometry: slot_nbytes={slot_nbytes} (a positive multiple of {SHMPOOL_PAGE}), "
+                f"slots={input_slots}+{output_slots}+{scratch_slots} (1 to {SHMPOOL_MAX_SLOTS} in all), "
+                f"max_clients={max_clients} (1 to {SHMPOOL_MAX_CLIENTS})"
+            )
+
+    @property
+    def slot_nbytes(self):
+        return self.g.slot_nbytes
+
+    @property
+    def input_slots(self):
+        return self.g.region_slots[0]
+
+    @property
+    def output_slots(self):
+        return self.g.region_slots[1]
+
+    @property
+    def scratch_slots(self):
+        return self.g.region_slots[2]
+
+    @property
+    def n_slots(self):
+        return self.g.n_slots
+
+    @property
+    def max_clients(self):
+        return self.g.max_clients
+
+    @property
+    def nbytes(self):
+        """Bytes of all slots together."""
+        return self.g.n_slots * self.g.slot_nbytes
+
+    @property
+    def slots_offset(self):
+        return self.g.slots_offset
+
+    @property
+    def file_nbytes(self):
+        return self.g.file_nbytes
+
+    def region_of(self, uint32_t slot):
+        for index in range(3):
+            if slot < self.g.region_start[index] + self.g.region_slots[index]:
+                return REGIONS[index]
+        raise ValueError(f"no slot {slot} in a pool of {self.g.n_slots}")
+
+    def _key(self):
+        return (self.slot_nbytes, self.input_slots, self.output_slots, self.scratch_slots, self.max_clients)
+
+    def __eq__(self, other):
+        return isinstance(other, Geometry) and self._key() == (<Geometry>other)._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __reduce__(self):
+        return Geometry, self._key()
+
+    def __repr__(self):
+        return (f"Geometry(slot_nbytes={self.slot_nbytes}, input_slots={self.input_slots}, "
+                f"output_slots={self.output_slots}, scratch_slots={self.scratch_slots}, "
+                f"max_clients={self.max_clients})")
+
+
+def header_creating():
+    """The first page of a pool whose creation has begun."""
+    cdef shmpool_header_t h
+    shmpool_header_mark_creating(&h)
+    return PyBytes_FromStringAndSize(<char *>&h, sizeof(h))
+
+
+def header_ready(Geometry geometry, bytes uuid, uint64_t created_ns):
+    """The first page of a finished pool."""
+    cdef shmpool_header_t h
+    if len(uuid) != 16:
+        raise ValueError("a pool uuid has 16 bytes")
+    shmpool_header_mark_creating(&h)
+    shmpool_header_fill(&h, &geometry.g, <const uint8_t *>PyBytes_AsString(uuid), created_ns)
+    h.init_state = SHMPOOL_READY
+    return PyBytes_FromStringAndSize(<char *>&h, sizeof(h))
+
+
+def header_check(bytes page, uint64_t file_nbytes):
+    """Judge a private copy of a first page.
+
+    Returns
+    -------
+    (verdict, geometry, uuid, format_version, layout_stamp)
+        `verdict` is one of ``ok``, ``magic``, ``version``, ``layout``, ``creating``, ``truncated``, ``corrupt``;
+        `geometry` is None unless it is ``ok`` or ``truncated``.
+    """
+    cdef shmpool_header_t h
+    memset(&h, 0, sizeof(h))
+    memcpy(&h, PyBytes_AsString(page), min(<size_t>PyBytes_Size(page), sizeof(h)))
+    cdef Geometry geometry = Geometry.__new__(Geometry)
+    cdef int rc = shmpool_header_check(&h, file_nbytes, &geometry.g)
+    verdict = {SHMPOOL_OK: "ok", SHMPOOL_EMAGIC: "magic", SHMPOOL_EVERSION: "version", SHMPOOL_ELAYOUT: "layout",
+               SHMPOOL_ENOTREADY: "creating", SHMPOOL_ETRUNCATED: "truncated"}.get(rc, "corrupt")
+    known = rc == SHMPOOL_OK or rc == SHMPOOL_ETRUNCATED
+    return (verdict, geometry if known else None, PyBytes_FromStringAndSize(<char *>h.uuid, 16), h.format_version,
+            h.layout_stamp)
+
+
+cdef object HANDLE_STRUCT = struct.Struct("<4s16sIIQQ")
+cdef bytes HANDLE_MAGIC = b"SPH1"
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Handle:
+    """Names one sealed array in one pool; small, frozen, hashable, picklable.
+
+    A handle is a name, not an owner: it keeps nothing alive, and copies of it are equal. It carries the slot's
+    generation, so that it can never reach another array: once the slot has moved on, every use raises
+    :class:`~shmpool.StaleHandleError`.
+
+    Attributes
+    ----------
+    pool : str
+        The pool's uuid, 32 hex digits.
+    slot, span : int
+        First slot, and how many adjacent slots the array takes.
+    generation : int
+        How often the slot has been claimed.
+    nbytes : int
+        Bytes of the array.
+    """
+
+    cdef bytes _uuid
+    cdef readonly uint32_t slot
+    cdef readonly uint32_t span
+    cdef readonly uint64_t generation
+    cdef readonly uint64_t nbytes
+
+    def __init__(self, *, str pool, slot, span, generation, nbytes):
+        try:
+            uuid = bytes.fromhex(pool)
+        except ValueError:
+            uuid = b""
+        if len(uuid) != 16:
+            raise errors.HandleError(f"pool {pool!r} is not a uuid of 32 hex digits.")
+        for name, value, limit in (("slot", slot, 2**32), ("span", span, 2**32), ("generation", generation, 2**48),
+                                   ("nbytes", nbytes, 2**64)):
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
+                raise errors.HandleError(f"{name} {value!r} is not an integer from 0 to {limit - 1}.")
+        if span == 0 or generation == 0:
+            raise errors.HandleError("span and generation of a handle are at least 1.")
+        self._uuid = uuid
+        self.slot = slot
+        self.span = span
+        self.generation = generation
+        self.nbytes = nbytes
+
+    @property
+    def pool(self):
+        return self._uuid.hex()
+
+    def to_dict(self):
+        """The handle as a JSON-able dict."""
+        return {"pool": self.pool, "slot": self.slot, "span": self.span, "generation": self.generation,
+                "nbytes": self.nbytes}
+
+    @classmethod
+    def from_dict(cls, data):
+        """A handle from what `to_dict` made.
+
+        Raises
+        ------
+        HandleError
+            A key is missing, too much, or not in range.
+        """
+        if not isinstance(data, dict) or set(data) != {"pool", "slot", "span", "generation", "nbytes"}:
+            raise errors.HandleError(
+                f"not a handle: expected the keys pool, slot, span, generation, nbytes; got {str(data)[:200]}."
+            )
+        if not isinstance(data["pool"], str):
+            raise errors.HandleError(f"pool {str(data['pool'])[:200]} is not a string.")
+        return cls(**data)
+
+    def to_bytes(self):
+        """The handle as 44 bytes, the same on every machine."""
+        return HANDLE_STRUCT.pack(HANDLE_MAGIC, self._uuid, self.slot, self.span, self.generation, self.nbytes)
+
+    @classmethod
+    def from_bytes(cls, data):
+        """A handle from what `to_bytes` made.
+
+        Raises
+        ------
+        HandleError
+            Wrong length, prefix or range.
+        """
+        data = bytes(data)
+        if len(data) != HANDLE_STRUCT.size or data[:4] != HANDLE_MAGIC:
+            raise errors.HandleError(
+                f"not a handle: {len(data)} bytes starting with {data[:4]!r}, expected {HANDLE_STRUCT.size} "
+                f"starting with {HANDLE_MAGIC!r}."
+            )
+        _, uuid, slot, span, generation, nbytes = HANDLE_STRUCT.unpack(data)
+        return cls(pool=uuid.hex(), slot=slot, span=span, generation=generation, nbytes=nbytes)
+
+    def __eq__(self, other):
+        if not isinstance(other, Handle):
+            return NotImplemented
+        cdef Handle o = <Handle>other
+        return (self.slot == o.slot and self.generation == o.generation and self.span == o.span
+                and self.nbytes == o.nbytes and self._uuid == o._uuid)
+
+    def __hash__(self):
+        return hash((self._uuid, self.slot, self.generation))
+
+    def __reduce__(self):
+        return _handle_from_bytes, (self.to_bytes(),)
+
+    def __repr__(self):
+        return (f"Handle(pool={self.pool!r}, slot={self.slot}, span={self.span}, generation={self.generation}, "
+                f"nbytes={self.nbytes})")
+
+
+def _handle_from_bytes(data):
+    return Handle.from_bytes(data)
+
+
+@cython.final
+@cython.freelist(64)
+cdef class Pin:
+    """Owner of one pin: the base of every array that `get` hands out. Its death is the unpin."""
+
+    cdef Core core
+    cdef uint32_t slot
+
+    def __dealloc__(self):
+        if self.core is not None:
+            self.core.end_pin(self.slot)
+
+
+@cython.final
+@cython.freelist(16)
+cdef class Claim:
+    """Owner of a claimed span: the base of a loan's arrays.
+
+    Unsealed, its death is the abort; so a slot cannot be handed out while anybody can still write to it, even after
+    the ``with`` block has ended. Sealed with arrays left, it is a pin.
+    """
+
+    cdef Core core
+    cdef uint32_t head
+    cdef uint32_t span
+    cdef uint64_t generation
+    cdef bint sealed
+    cdef PyObject *loan  # borrowed; the Loan clears it when it ends
+
+    def __dealloc__(self):
+        if self.core is None:
+            return
+        if self.sealed:
+            self.core.end_pin(self.head)
+        else:
+            self.core.end_claim(self.head, self.generation, self.span)
+
+
+cdef class Loan:
+    """An array born in the pool, to be filled in place and then sealed: no copy at all.
+
+    Made by :meth:`Pool.loan`. Use it in a ``with`` block; leaving the block without :meth:`seal` gives the slot back.
+
+    Notes
+    -----
+    Lifetime: ``loan.array`` and its views may outlive the block; the slot is given back (or, after the seal,
+    becomes reusable) when the last of them is gone.
+    Crash: a process that dies before the seal leaves nothing behind; nobody ever sees the bytes.
+    """
+
+    cdef object __weakref__
+    cdef Claim claim
+    cdef object inner  # base of `outer` and of every view the user derives from it: counts them
+    cdef object outer
+
+    def __init__(self):
+        raise TypeError("loans are made by Pool.loan()")
+
+    @property
+    def array(self):
+        """Writable ndarray of the shape, dtype and order asked for; contents undefined; memory is the slot itself."""
+        if self.outer is None:
+            raise errors.LoanError(
+                "this loan has ended.", hint="after seal(), read the array through pool.get(handle)"
+            )
+        return self.outer
+
+    def seal(self):
+        """Publish the array and end the loan.
+
+        Returns
+        -------
+        Handle
+
+        Raises
+        ------
+        LoanError
+            The loan has ended, or views derived from ``loan.array`` are alive: they could still change the bytes
+            under a reader. Delete them and seal again; nothing is lost.
+        ClientEvictedError
+            See there.
+        """
+        if self.outer is None:
+            raise errors.LoanError("this loan has ended.", hint="a loan is sealed once")
+        return self.claim.core.seal_claim(self.claim, self.inner, self.outer)
+
+    cdef end(self):
+        if self.claim is not None:
+            self.claim.loan = NULL
+        self.outer = None
+        self.inner = None
+        self.claim = None
+
+    def abort(self):
+        """Give the slot back unsealed. Nothing happens if the loan has ended already."""
+        self.end()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.end()
+
+    def __dealloc__(self):
+        if self.claim is not None:
+            self.claim.loan = NULL
+
+
+cdef inline uint64_t round_up(uint64_t value, uint64_t step) noexcept nogil:
+    return (value + step - 1) // step * step
+
+
+@cython.final
+cdef class Core:
+    """One attachment of this process to one pool: mapping, client identity, locks."""
+
+    cdef object __weakref__
+    cdef shmpool_t p
+    cdef int fd
+    cdef int lock_fd
+    cdef uint32_t born_in_fork
+    cdef bint closed      # no new operations
+    cdef bint attached    # mapping and identity exist
+    cdef Py_ssize_t live  # pins, claims and running calls that need the mapping
+    cdef uint64_t *populated_write
+    cdef uint64_t *populated_read
+    cdef object reclaim_lock
+    cdef readonly bytes uuid
+    cdef readonly Geometry geometry
+    cdef readonly object default_timeout
+    cdef bint stop_warming
+
+    def __cinit__(self):
+        self.fd = self.lock_fd = -1
+
+    def __init__(self, int fd, int lock_fd, Geometry geometry, bytes uuid, uint64_t nonce, uint32_t pid, str label,
+                 default_timeout, bint alone):
+        """Map the pool and become a client of it. Takes over both descriptors, also on failure.
+
+        The caller holds byte 0 of the lock file, exclusively if `alone`.
+        """
+        self.fd = fd
+        self.lock_fd = lock_fd
+        self.geometry = geometry
+        self.uuid = uuid
+        self.default_timeout = default_timeout
+        self.reclaim_lock = threading.Lock()
+        self.born_in_fork = shmpool_os_fork_count()
+        cdef void *base = NULL
+        cdef int rc = shmpool_os_map(fd, geometry.g.file_nbytes, &base)
+        if rc < 0:
+            raise OSError(-rc, "mapping the pool file failed")
+        shmpool_bind(&self.p, &geometry.g, <uint8_t *>base)
+        self.populated_write = <uint64_t *>PyMem_Calloc(geometry.g.n_slots, sizeof(uint64_t))
+        self.populated_read = <uint64_t *>PyMem_Calloc(geometry.g.n_slots, sizeof(uint64_t))
+        if self.populated_write == NULL or self.populated_read == NULL:
+            raise MemoryError
+        cdef uint32_t index
+        if alone:
+            for index in range(geometry.g.max_clients):  # nobody is attached: every client is dead
+                shmpool_reclaim(&self.p, index)
+            failpoint("open.reclaimed")
+            shmpool_add64(&self.p.header.epoch, 1)
+        encoded = label.encode("utf-8", "replace")[:LABEL_NBYTES - 1]
+        for index in range(geometry.g.max_clients):
+            if lock(lock_fd, LOCK_BYTE_CLIENTS + index, SHMPOOL_LOCK_EXCLUSIVE):
+                failpoint("open.client_locked")
+                shmpool_client_enter(&self.p, index, nonce, shmpool_os_monotonic_ns(), pid,
+                                     shmpool_os_pid_namespace(), PyBytes_AsString(encoded))
+                self.attached = True
+                self.wake()
+                return
+        raise errors.TooManyClientsError(
+            f"all {geometry.g.max_clients} client entries belong to living processes.",
+            hint="create the pool with a larger max_clients, or close Pool objects that are not needed",
+        )
+
+    def __dealloc__(self):
+        self.detach()
+        if self.populated_write != NULL:
+            PyMem_Free(self.populated_write)
+        if self.populated_read != NULL:
+            PyMem_Free(self.populated_read)
+
+    # -- lifetime ------------------------------------------------------------------------------------------------
+
+    cdef inline bint forked(self) noexcept:
+        return shmpool_os_fork_count() != self.born_in_fork
+
+    cdef void detach(self) noexcept:
+        """Leave the pool and unmap it. Only when nothing needs the mapping any more."""
+        cdef void *base = self.p.base
+        self.p.base = NULL
+        if base != NULL:
+            if self.attached and not self.forked():
+                shmpool_client_leave(&self.p)
+                self.wake()
+            self.attached = False
+            shmpool_os_unmap(base, self.p.geometry.file_nbytes)
+        if self.lock_fd >= 0:
+            # Closing releases every lock of this description. In a forked child the handler closed it already,
+            # and the number may belong to somebody else by now.
+            if not self.forked():
+                shmpool_os_unwatch_fork(self.lock_fd)
+                shmpool_os_close(self.lock_fd)
+            self.lock_fd = -1
+        if self.fd >= 0:
+            shmpool_os_close(self.fd)
+            self.fd = -1
+
+    cdef inline void release(self) noexcept:
+        self.live -= 1
+        if self.closed and self.live == 0:
+            self.detach()
+
+    cdef inline void wake(self) noexcept:
+        if shmpool_wake_needed(&self.p):
+            SHMPOOL_FAILPOINT("wake.before_wake")
+            shmpool_os_wake(&self.p.counters.wake_seq)
+
+    cdef void end_pin(self, uint32_t slot) noexcept:
+        # In a forked child the pin belongs to the parent.
+        if not self.forked() and shmpool_unpin(&self.p, slot):
+            self.wake()
+        self.release()
+
+    cdef void end_claim(self, uint32_t head, uint64_t generation, uint32_t span) noexcept:
+        if not self.forked():
+            shmpool_abort(&self.p, head, generation, span)
+            self.wake()
+        self.release()
+
+    cdef int check_open(self) except -1:
+        if self.forked():
+            raise errors.ForkedPoolError(
+                "this pool object was inherited through fork; its place in the pool belongs to the parent process.",
+                hint="call pool.reattach() in the child, or open the pool there",
+            )
+        if self.closed:
+            raise errors.PoolClosedError("this pool object is closed.", hint="open the pool again")
+        return 0
+
+    cdef int check_handle(self, Handle handle) except -1:
+        self.check_open()
+        if handle is None:
+            raise TypeError("expected a shmpool.Handle, got None")
+        if handle._uuid is not self.uuid and handle._uuid != self.uuid:
+            raise errors.HandleError(
+                f"the handle names pool {handle.pool}, this is pool {self.uuid.hex()}.",
+                hint="attach to the pool that made the handle (compare pool.path in both processes)",
+            )
+        return 0
+
+    def close(self):
+        """Free what this client owns; unmap when the last view is gone. Twice is harmless."""
+        if self.closed or self.forked():
+            self.closed = True
+            if self.forked() and self.live == 0:
+                self.detach()
+            return
+        self.closed = True
+        self.stop_warming = True
+        cdef uint32_t slot
+        cdef uint64_t word
+        if self.attached:
+            for slot in range(self.p.geometry.n_slots):
+                word = shmpool_load64(&self.p.slots[slot].word)
+                if (shmpool_word_owner(word) == self.p.me + 1 and shmpool_word_state(word) == SHMPOOL_SEALED):
+                    shmpool_free(&self.p, slot, shmpool_word_generation(word))
+            self.wake()
+        if self.live == 0:
+            self.detach()
+
+    @property
+    def is_closed(self):
+        return self.closed
+
+    @property
+    def is_forked(self):
+        return self.forked()
+
+    @property
+    def n_live(self):
+        """Pins, loans and running calls of this object that keep the mapping."""
+        return self.live
+
+    @property
+    def client_index(self):
+        return self.p.me
+
+    @property
+    def client_nonce(self):
+        return self.p.nonce
+
+    @property
+    def epoch(self):
+        self.check_open()
+        return shmpool_load64(&self.p.header.epoch)
+
+    @property
+    def created_ns(self):
+        self.check_open()
+        return self.p.header.created_ns
+
+    def counters(self):
+        self.check_open()
+        return {name: shmpool_load64(&self.p.counters.rotation[index].value) for index, name in enumerate(REGIONS)}
+
+    # -- claiming ------------------------------------------------------------------------------------------------
+
+    cdef Claim claim(self, uint64_t nbytes, object region, object timeout):
+        """Claim a span for nbytes and back it with memory."""
+        self.check_open()
+        index = REGION_INDEX.get(region)
+        if index is None:
+            raise ValueError(f"region must be one of {', '.join(REGIONS)}; got {region!r}")
+        cdef int region_index = index
+        cdef uint64_t slots = (nbytes + self.p.geometry.slot_nbytes - 1) // self.p.geometry.slot_nbytes
+        cdef uint32_t head = 0
+        cdef uint64_t generation = 0
+        cdef int rc
+        if slots == 0:
+            slots = 1
+        if slots > self.p.geometry.n_slots:
+            pool_nbytes = self.p.geometry.n_slots * self.p.geometry.slot_nbytes
+            raise errors.PayloadTooLargeError(
+                f"the array needs {nbytes} bytes, the whole pool has {pool_nbytes}.",
+                hint="create the pool with larger slots (slot_nbytes) or more of them",
+                nbytes=nbytes, pool_nbytes=pool_nbytes,
+            )
+        cdef uint32_t span = <uint32_t>slots
+        cdef uint64_t ticket = shmpool_ticket(&self.p, region_index, span)
+        rc = shmpool_claim(&self.p, region_index, span, ticket, shmpool_os_monotonic_ns(), &head, &generation)
+        if rc == SHMPOOL_EFULL:
+            rc = self.wait_for_claim(region_index, span, ticket, timeout, &head, &generation)
+        if rc != SHMPOOL_OK:
+            _raise(rc, "claim")
+        cdef Claim claim = Claim.__new__(Claim)
+        claim.core = self
+        claim.head = head
+        claim.span = span
+        claim.generation = generation
+        self.live += 1
+        SHMPOOL_FAILPOINT("put.claimed")
+        self.back(head, nbytes, True)
+        return claim
+
+    cdef int wait_for_claim(self, int region, uint32_t span, uint64_t ticket, object timeout, uint32_t *head,
+                            uint64_t *generation) except? 99:
+        if timeout is None:
+            timeout = self.default_timeout
+        timeout = float(timeout)
+        if math.isnan(timeout) or timeout < 0:
+            raise ValueError(f"timeout must be a number of seconds >= 0 or math.inf, got {timeout}")
+        cdef uint64_t start = shmpool_os_monotonic_ns()
+        cdef uint64_t now = start
+        cdef uint64_t deadline = <uint64_t>0xffffffffffffffff
+        if timeout < 1e9:
+            deadline = start + <uint64_t>(timeout * 1e9)
+        cdef uint32_t seen
+        cdef uint64_t pause
+        cdef uint64_t jitter = self.p.nonce | 1
+        cdef int rc
+        self.live += 1  # the mapping stays while we sleep, whatever close() another thread calls
+        try:
+            while True:
+                shmpool_store32(&self.p.counters.waiters, 1)  # SYNC-4: before the words are read again
+                seen = shmpool_load32(&self.p.counters.wake_seq)
+                self.reclaim_dead()
+                now = shmpool_os_monotonic_ns()
+                rc = shmpool_claim(&self.p, region, span, ticket, now, head, generation)
+                if rc != SHMPOOL_EFULL:
+                    return rc
+                if now >= deadline:
+                    break
+                PyErr_CheckSignals()
+                pause = min(deadline - now, WAIT_PERIOD_NS)
+                if span > 1:
+                    # Claimants of spans that back off in step could undo each other for ever.
+                    jitter ^= jitter << 13
+                    jitter ^= jitter >> 7
+                    jitter ^= jitter << 17
+                    pause = pause // 2 + jitter % (pause // 2 + 1)
+                with nogil:
+                    shmpool_os_wait(&self.p.counters.wake_seq, seen, pause)
+                self.check_open()
+        finally:
+            self.release()
+        from .stat import full_error
+        raise full_error(self, REGIONS[region], span, (now - start) / 1e9)
+
+    cdef int back(self, uint32_t head, uint64_t nbytes, bint write) except -1:
+        """Reserve memory for the first nbytes of a span (write), and fill this process's page tables for them.
+
+        The reservation is what keeps a full tmpfs from becoming a SIGBUS; populating is speed only, so its failure
+        is ignored.
+        """
+        cdef uint64_t slot_nbytes = self.p.geometry.slot_nbytes
+        cdef uint32_t slot = head
+        cdef uint64_t left = max(nbytes, <uint64_t>1)
+        cdef uint64_t need
+        while left > 0:
+            need = min(left, slot_nbytes)
+            if write:
+                self.reserve_slot(slot, need)
+            if need >= POPULATE_NBYTES:
+                if write and self.populated_write[slot] < need:
+                    self.populate_slot(slot, self.populated_write[slot], need, True)
+                elif not write and max(self.populated_read[slot], self.populated_write[slot]) < need:
+                    self.populate_slot(slot, max(self.populated_read[slot], self.populated_write[slot]), need, False)
+            left -= need
+            slot += 1
+        return 0
+
+    cdef int reserve_slot(self, uint32_t slot, uint64_t need) except -1:
+        cdef uint64_t have = shmpool_relaxed64(&self.p.slots[slot].reserved_nbytes)
+        if have >= need:
+            return 0
+        cdef uint64_t want = min(round_up(need, RESERVE_STEP), self.p.geometry.slot_nbytes)
+        cdef uint64_t offset = self.p.geometry.slots_offset + slot * self.p.geometry.slot_nbytes
+        cdef uint64_t done = have
+        cdef uint64_t piece
+        cdef int rc = 0
+        while done < want:
+            piece = min(want - done, PIECE_NBYTES)
+            with nogil:
+                rc = shmpool_os_reserve(self.fd, offset + done, piece)
+            if rc < 0:
+                break
+            done += piece
+            PyErr_CheckSignals()
+        if rc < 0:
+            if done > have:  # give back what helps nobody
+                shmpool_os_release(self.fd, offset + have, done - have)
+            from .space import space_error
+            raise space_error(-rc, self.fd, want - have)
+        SHMPOOL_FAILPOINT("reserve.before_mark")
+        shmpool_set64(&self.p.slots[slot].reserved_nbytes, want)
+        return 0
+
+    cdef void populate_slot(self, uint32_t slot, uint64_t start, uint64_t end, bint write) noexcept:
+        cdef uint8_t *data = shmpool_slot_data(&self.p, slot)
+        cdef uint64_t at = start // SHMPOOL_PAGE * SHMPOOL_PAGE
+        cdef uint64_t piece
+        end = round_up(end, SHMPOOL_PAGE)
+        with nogil:
+            while at < end:
+                piece = min(end - at, PIECE_NBYTES)
+                if shmpool_os_populate(data + at, piece, write) < 0:
+                    break
+                at += piece
+        if write:
+            self.populated_write[slot] = max(self.populated_write[slot], end)
+        else:
+            self.populated_read[slot] = max(self.populated_read[slot], end)
+
+    def warm(self, uint32_t slot, uint64_t nbytes, bint allocate):
+        """Prepare one slot for a first use, a piece per call of the loop, until `close` or done.
+
+        With `allocate`, memory is reserved where the file has none; the contents of the slot are not touched, so
+        it does not matter who owns it. Returns False when there was no memory or the pool was closed.
+        """
+        self.check_open()
+        cdef uint64_t offset = self.p.geometry.slots_offset + slot * self.p.geometry.slot_nbytes
+        cdef uint64_t at = 0
+        cdef uint64_t piece
+        cdef int rc = 0
+        nbytes = min(nbytes, self.p.geometry.slot_nbytes)
+        self.live += 1
+        try:
+            while at < nbytes and not self.stop_warming and not self.closed:
+                piece = min(nbytes - at, PIECE_NBYTES // 4)
+                with nogil:
+                    if allocate and shmpool_relaxed64(&self.p.slots[slot].reserved_nbytes) < at + piece:
+                        rc = shmpool_os_reserve(self.fd, offset + at, piece)
+                    if rc == 0:
+                        rc = shmpool_os_populate(shmpool_slot_data(&self.p, slot) + at, piece, allocate)
+                if rc < 0:
+                    return False
+                at += piece
+                if allocate:
+                    self.populated_write[slot] = max(self.populated_write[slot], at)
+                else:
+                    self.populated_read[slot] = max(self.populated_read[slot], at)
+            return at >= nbytes
+        finally:
+            self.release()
+
+    def stop_warm(self):
+        """Make a running `warm` return soon."""
+        self.stop_warming = True
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    cdef Handle publish(self, Claim claim, cnp.dtype dtype, int ndim, const cnp.npy_intp *dims, bint fortran,
+                        uint64_t nbytes, uint64_t data_offset, bint keep_pin):
+        """Write the descriptor and seal. After it, `claim` is a pin (keep_pin) or is spent."""
+        cdef bytes text = text_of(dtype)
+        cdef shmpool_descriptor_t d
+        cdef int k
+        cdef int rc
+        cdef Handle handle
+        d.nbytes = nbytes
+        d.data_offset = data_offset
+        d.span = claim.span
+        d.dtype_nbytes = <uint16_t>PyBytes_Size(text)
+        d.ndim = <uint8_t>ndim
+        d.order = 1 if fortran else 0
+        d.dtype_offset = 0
+        for k in range(ndim):
+            d.shape[k] = dims[k]
+        if PyBytes_Size(text) <= SHMPOOL_DTYPE_NBYTES:
+            memcpy(d.dtype, PyBytes_AsString(text), PyBytes_Size(text))
+        else:
+            d.dtype_offset = round_up(data_offset + nbytes, DATA_ALIGN)
+            memcpy(shmpool_slot_data(&self.p, claim.head) + d.dtype_offset, PyBytes_AsString(text),
+                   PyBytes_Size(text))
+        shmpool_describe(&self.p, claim.head, &d)
+        SHMPOOL_FAILPOINT("put.described")
+        if keep_pin and not shmpool_evicted(&self.p):
+            # Ours before anybody can know the handle: needs no second look.
+            shmpool_add32(shmpool_pin_cell(&self.p, claim.head, self.p.me), 1)
+        rc = shmpool_seal(&self.p, claim.head, claim.generation, shmpool_os_monotonic_ns())
+        if rc != SHMPOOL_OK:
+            _raise(rc, "seal")
+        handle = Handle.__new__(Handle)
+        handle._uuid = self.uuid
+        handle.slot = claim.head
+        handle.span = claim.span
+        handle.generation = claim.generation
+        handle.nbytes = nbytes
+        if keep_pin:
+            claim.sealed = True
+        else:
+            claim.core = None
+            self.release()
+        return handle
+
+    cdef uint64_t room_for(self, uint64_t nbytes, bytes text) except? 0:
+        """Bytes a span needs for an array and, if it does not fit in the record, its dtype text."""
+        if PyBytes_Size(text) <= SHMPOOL_DTYPE_NBYTES:
+            return nbytes
+        if PyBytes_Size(text) > 0xffff:
+            raise errors.UnsupportedDtypeError("the dtype's description has more than 65535 characters.")
+        return round_up(nbytes, DATA_ALIGN) + PyBytes_Size(text)
+
+    def put(self, object array, object region, object timeout):
+        """Copy an ndarray into the pool and seal it. See `Pool.put`."""
+        cdef cnp.ndarray a = array
+        cdef bint fortran = False
+        cdef Claim claim
+        cdef cnp.dtype dtype = descr_of(a)
+        cdef uint64_t nbytes = cnp.PyArray_NBYTES(a)
+        cdef bytes text = text_of(dtype)
+        cdef void *dst
+        cdef const void *src
+        cdef bint contiguous = True
+        self.check_open()
+        if not cnp.PyArray_IS_C_CONTIGUOUS(a):
+            fortran = cnp.PyArray_IS_F_CONTIGUOUS(a)
+            contiguous = fortran
+        if contiguous and nbytes > 0 and cnp.PyArray_BASE(a) != NULL and self.owns_address(cnp.PyArray_DATA(a)):
+            inner = self.loaned_base(a)
+            if inner is not None:
+                return self.seal_claim(<Claim>inner.base, inner, a)
+        claim = self.claim(self.room_for(nbytes, text), region, timeout)
+        dst = shmpool_slot_data(&self.p, claim.head)
+        if contiguous:
+            src = cnp.PyArray_DATA(a)
+            if nbytes < 65536:
+                memcpy(dst, src, nbytes)
+            else:
+                with nogil:
+                    SHMPOOL_FAILPOINT("put.before_copy")
+                    shmpool_copy(dst, src, nbytes, 0)
+        else:
+            Py_INCREF(dtype)
+            target = PyArray_NewFromDescr(&PyArray_Type, dtype, cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), NULL, dst,
+                                          cnp.NPY_ARRAY_WRITEABLE | cnp.NPY_ARRAY_ALIGNED, None)
+            np.copyto(target, a)
+            del target
+        SHMPOOL_FAILPOINT("put.copied")
+        return self.publish(claim, dtype, cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), fortran, nbytes, 0, False)
+
+    def loan(self, object shape, object dtype, object order, object region, object timeout):
+        """Claim a span as a writable array. See `Pool.loan`."""
+        cdef cnp.dtype d = np.dtype(dtype)
+        cdef bytes text = text_of(d)
+        cdef cnp.npy_intp[64] dims
+        cdef int ndim = 0
+        cdef object total = d.itemsize
+        cdef Claim claim
+        cdef Loan loan
+        if order not in ("C", "F"):
+            raise ValueError(f"order must be 'C' or 'F', got {order!r}")
+        if d.subdtype is not None:
+            raise errors.UnsupportedDtypeError("a loan's dtype cannot be a sub-array; put its shape into `shape`.")
+        shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        if len(shape) > SHMPOOL_MAX_NDIM:
+            raise ValueError(f"{len(shape)} dimensions; NumPy and a pool know at most {SHMPOOL_MAX_NDIM}")
+        for n in shape:
+            n = int(n)
+            if n < 0:
+                raise ValueError(f"negative dimension in shape {shape}")
+            dims[ndim] = n
+            ndim += 1
+            total *= n
+        if total >= 2**62:
+            raise errors.PayloadTooLargeError(f"an array of shape {shape} and dtype {d} has {total} bytes.",
+                                              nbytes=total, pool_nbytes=self.geometry.nbytes)
+        cdef uint64_t nbytes = total
+        claim = self.claim(self.room_for(nbytes, text), region, timeout)
+        cdef int flags = cnp.NPY_ARRAY_WRITEABLE | cnp.NPY_ARRAY_ALIGNED
+        Py_INCREF(d)
+        inner = PyArray_NewFromDescr(&PyArray_Type, d, ndim, dims, NULL, shmpool_slot_data(&self.p, claim.head),
+                                     flags | (cnp.NPY_ARRAY_F_CONTIGUOUS if order == "F" else 0), None)
+        cnp.set_array_base(inner, claim)
+        loan = Loan.__new__(Loan)
+        loan.claim = claim
+        loan.inner = inner
+        loan.outer = inner.view()
+        claim.loan = <PyObject *>loan
+        return loan
+
+    cdef inline bint owns_address(self, const void *address) noexcept:
+        cdef const uint8_t *a = <const uint8_t *>address
+        return self.p.base <= a and a < self.p.base + self.p.geometry.file_nbytes
+
+    cdef object loaned_base(self, cnp.ndarray array):
+        """The innermost array of the unsealed loan of this pool that `array` lies in, else None."""
+        current = array
+        while isinstance(current, np.ndarray):
+            base = (<object>current).base
+            if isinstance(base, Claim):
+                return current if (<Claim>base).core is self and not (<Claim>base).sealed else None
+            current = base
+        return None
+
+    cdef Handle seal_claim(self, Claim claim, object inner_array, object array):
+        """Seal a loan with the shape, dtype and place of `array`, which is its array or a view of it.
+
+        Refuses while other writable views exist: they could change the bytes under a reader.
+        """
+        cdef cnp.ndarray a = array
+        cdef cnp.ndarray inner = inner_array
+        cdef Loan loan = <Loan><object>claim.loan if claim.loan != NULL else None
+        cdef bint is_outer = loan is not None and array is loan.outer
+        # References to `inner`: the caller's and our typed one, the loan's and its outer array's, that of the view that
+        # is sealed. Each one more is a view that somebody else holds.
+        cdef Py_ssize_t known = 2
+        if loan is not None:
+            known += 2
+        if not is_outer and array is not inner_array:
+            known += 1
+        cdef Py_ssize_t extra = Py_REFCNT(<PyObject *>inner) - known
+        self.check_open()
+        if extra > 0:
+            raise errors.LoanError(
+                f"{extra} view(s) of the loaned array are alive and could change it after the seal.",
+                hint="delete them first (also loop variables over the array)", n_views=extra,
+            )
+        cdef uint64_t offset = <uint64_t>(<uint8_t *>cnp.PyArray_DATA(a) - shmpool_slot_data(&self.p, claim.head))
+        cdef bint fortran = not cnp.PyArray_IS_C_CONTIGUOUS(a)
+        cdef bytes text = text_of(descr_of(a))
+        cdef uint64_t nbytes = cnp.PyArray_NBYTES(a)
+        if nbytes == 0:
+            offset = 0
+        if (PyBytes_Size(text) > SHMPOOL_DTYPE_NBYTES
+                and round_up(offset + nbytes, DATA_ALIGN) + PyBytes_Size(text)
+                > claim.span * self.p.geometry.slot_nbytes):
+            raise errors.UnsupportedDtypeError("no room behind the array for the description of its dtype.")
+        handle = self.publish(claim, descr_of(a), cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), fortran, nbytes,
+                              offset, True)
+        cnp.PyArray_CLEARFLAGS(a, cnp.NPY_ARRAY_WRITEABLE)
+        cnp.PyArray_CLEARFLAGS(inner, cnp.NPY_ARRAY_WRITEABLE)
+        if loan is not None:
+            cnp.PyArray_CLEARFLAGS(loan.outer, cnp.NPY_ARRAY_WRITEABLE)
+            loan.end()
+        return handle
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    cdef int pin_handle(self, Handle handle, shmpool_descriptor_t *d) except -1:
+        """Pin and read the descriptor; on any failure nothing is pinned."""
+        self.check_handle(handle)
+        cdef int rc = shmpool_pin(&self.p, handle.slot, handle.generation)
+        if rc != SHMPOOL_OK:
+            _raise(rc, f"get {handle!r}")
+        self.live += 1
+        rc = shmpool_read_descriptor(&self.p, handle.slot, d)
+        if rc == SHMPOOL_OK and (d.span != handle.span or d.nbytes != handle.nbytes):
+            self.end_pin(handle.slot)
+            raise errors.HandleError(
+                f"{handle!r} does not match its slot, which holds {d.nbytes} bytes in {d.span} slot(s).",
+                hint="handles come from put() and seal(); do not make them by hand",
+            )
+        if rc != SHMPOOL_OK:
+            self.end_pin(handle.slot)
+            _raise(rc, f"get {handle!r}")
+        return 0
+
+    cdef object view_of(self, uint32_t slot, shmpool_descriptor_t *d):
+        """The read-only array of a pinned span. Consumes the pin, also on failure."""
+        cdef Pin pin = Pin.__new__(Pin)
+        pin.core = self
+        pin.slot = slot
+        cdef uint8_t *data = shmpool_slot_data(&self.p, slot)
+        cdef const char *text = &d.dtype[0]
+        if d.dtype_offset != 0:
+            text = <const char *>(data + d.dtype_offset)
+        cdef cnp.dtype dtype = dtype_of(PyBytes_FromStringAndSize(text, d.dtype_nbytes))
+        cdef cnp.npy_intp[64] dims
+        cdef object expected = dtype.itemsize
+        cdef int k
+        cdef uint64_t product = dtype.itemsize
+        cdef bint overflow = False
+        for k in range(d.ndim):
+            dims[k] = d.shape[k]
+            if product != 0 and <uint64_t>d.shape[k] > (<uint64_t>1 << 62) // product:
+                overflow = True
+                break
+            product *= <uint64_t>d.shape[k]
+        if overflow or product != d.nbytes or dtype.subdtype is not None:
+            raise errors.PoolCorruptedError(
+                f"slot {slot}: shape and dtype {dtype} do not make up its {d.nbytes} bytes.")
+        cdef int flags = cnp.NPY_ARRAY_F_CONTIGUOUS if d.order == 1 else cnp.NPY_ARRAY_C_CONTIGUOUS
+        Py_INCREF(dtype)
+        array = PyArray_NewFromDescr(&PyArray_Type, dtype, d.ndim, dims, NULL, data + d.data_offset, flags, None)
+        cnp.PyArray_UpdateFlags(array, cnp.NPY_ARRAY_UPDATE_ALL)
+        cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
+        cnp.set_array_base(array, pin)
+        return array
+
+    def get(self, Handle handle, bint copy):
+        """The array behind a handle, as a read-only view or a private copy. See `Pool.get`."""
+        cdef shmpool_descriptor_t d
+        self.pin_handle(handle, &d)
+        if d.nbytes >= POPULATE_NBYTES:
+            self.live += 1
+            try:
+                self.back(handle.slot, d.data_offset + d.nbytes, False)
+            finally:
+                self.release()
+        view = self.view_of(handle.slot, &d)
+        if not copy:
+            return view
+        fresh = np.empty_like(view, order="K", subok=False)
+        cdef void *dst = cnp.PyArray_DATA(fresh)
+        cdef const void *src = cnp.PyArray_DATA(view)
+        cdef uint64_t nbytes = d.nbytes
+        with nogil:
+            shmpool_copy(dst, src, nbytes, 0)
+        return fresh
+
+    def free(self, Handle handle):
+        """Free a sealed array: now, or when its last pin goes."""
+        self.check_handle(handle)
+        cdef int rc = shmpool_free(&self.p, handle.slot, handle.generation)
+        if rc != SHMPOOL_OK:
+            _raise(rc, f"free {handle!r}")
+        self.wake()
+
+    # -- ownership -----------------------------------------------------------------------------------------------
+
+    def give(self, Handle handle, uint32_t client, uint64_t nonce):
+        """Make another client, or this one, the owner of a sealed array."""
+        self.check_handle(handle)
+        cdef int rc = shmpool_give(&self.p, handle.slot, handle.generation, client, nonce)
+        if rc != SHMPOOL_OK:
+            self.wake()
+            _raise(rc, f"give {handle!r}")
+
+    def owner(self, Handle handle):
+        """(index, nonce) of the owner of a sealed array, or None if it has none."""
+        self.check_handle(handle)
+        if handle.slot >= self.p.geometry.n_slots:
+            _raise(SHMPOOL_ESTALE, f"owner of {handle!r}")
+        cdef uint64_t word = shmpool_load64(&self.p.slots[handle.slot].word)
+        if shmpool_word_generation(word) != handle.generation or shmpool_word_state(word) != SHMPOOL_SEALED:
+            _raise(SHMPOOL_ESTALE, f"owner of {handle!r}")
+        cdef uint32_t index = shmpool_word_owner(word)
+        if index == 0 or index > self.p.geometry.max_clients:
+            return None
+        return index - 1, shmpool_load64(&self.p.clients[index - 1].nonce)
+
+    def is_alive(self, uint32_t client, uint64_t nonce):
+        """Whether that very attachment lives, by its kernel lock."""
+        self.check_open()
+        if client >= self.p.geometry.max_clients or nonce == 0:
+            return False
+        if shmpool_load64(&self.p.clients[client].nonce) != nonce:
+            return False
+        if client == self.p.me:
+            return True
+        with self.reclaim_lock:
+            if not lock(self.lock_fd, LOCK_BYTE_CLIENTS + client, SHMPOOL_LOCK_SHARED):
+                return True
+            lock(self.lock_fd, LOCK_BYTE_CLIENTS + client, SHMPOOL_LOCK_NONE)
+        return False
+
+    cdef int reclaim_dead(self) except -1:
+        """Clean up after every dead client; how many were found with something left.
+
+        One thread of this object at a time: the kernel cannot tell its threads' shared locks apart, and one of them
+        would release the other's. Whoever comes second leaves it to the first.
+        """
+        cdef uint32_t index
+        cdef int found = 0
+        if not self.reclaim_lock.acquire(False):
+            return 0
+        try:
+            for index in range(shmpool_high_water(&self.p)):
+                if index == self.p.me:  # a lock on one's own byte would convert the proof of life
+                    continue
+                if shmpool_os_lock(self.lock_fd, LOCK_BYTE_CLIENTS + index, SHMPOOL_LOCK_SHARED) != 0:
+                    continue
+                if shmpool_load64(&self.p.clients[index].nonce) != 0:
+                    found += 1
+                shmpool_reclaim(&self.p, index)
+                SHMPOOL_FAILPOINT("reclaim.before_unlock")
+                shmpool_os_lock(self.lock_fd, LOCK_BYTE_CLIENTS + index, SHMPOOL_LOCK_NONE)
+        finally:
+            self.reclaim_lock.release()
+        if found:
+            self.wake()
+        return found
+
+    def reclaim(self):
+        """Free what dead clients left behind; how many such clients there were."""
+        self.check_open()
+        return self.reclaim_dead()
+
+    # -- inspection ----------------------------------------------------------------------------------------------
+
+    def snapshot(self):
+        """(now_ns, slots, clients) as plain tuples; each value is true at its own instant.
+
+        A slot: (state, owner index or None, generation, span, nbytes, claimed_ns, sealed_ns, reserved_nbytes,
+        head or None, {client: pins}). A client: (index, nonce, pid, pid_namespace, attached_ns, label, alive).
+        """
+        self.check_open()
+        cdef uint32_t slot, client, state, owner, count
+        cdef uint32_t high = shmpool_high_water(&self.p)
+        cdef shmpool_slot_t *s
+        cdef uint64_t word
+        slots = []
+        for slot in range(self.p.geometry.n_slots):
+            s = &self.p.slots[slot]
+            word = shmpool_load64(&s.word)
+            state = shmpool_word_state(word)
+            owner = shmpool_word_owner(word)
+            pins = {}
+            for client in range(high):
+                count = shmpool_load32(shmpool_pin_cell(&self.p, slot, client))
+                if count:
+                    pins[client] = count
+            slots.append((
+                STATES[state] if state < 5 else "corrupt",
+                owner - 1 if owner else None,
+                shmpool_word_generation(word),
+                shmpool_relaxed32(&s.span),
+                shmpool_relaxed64(&s.nbytes),
+                shmpool_relaxed64(&s.claimed_ns),
+                shmpool_relaxed64(&s.sealed_ns),
+                shmpool_relaxed64(&s.reserved_nbytes),
+                shmpool_relaxed32(&s.link_slot) if state == SHMPOOL_TAIL else None,
+                pins,
+            ))
+        clients = []
+        cdef shmpool_client_t *c
+        cdef char label[129]
+        for client in range(high):
+            c = &self.p.clients[client]
+            nonce = shmpool_load64(&c.nonce)
+            if nonce == 0:
+                continue
+            memcpy(label, c.label, 128)
+            label[128] = 0
+            clients.append((client, nonce, shmpool_relaxed32(&c.pid), shmpool_relaxed64(&c.pid_namespace),
+                            shmpool_relaxed64(&c.attached_ns), (<bytes>label).decode("utf-8", "replace"),
+                            self.is_alive(client, nonce)))
+        return shmpool_os_monotonic_ns(), slots, clients
+
+    def word(self, uint32_t slot):
+        """(state, owner, generation) of one slot."""
+        self.check_open()
+        if slot >= self.p.geometry.n_slots:
+            raise IndexError(slot)
+        cdef uint64_t word = shmpool_load64(&self.p.slots[slot].word)
+        cdef uint32_t state = shmpool_word_state(word)
+        return (STATES[state] if state < 5 else "corrupt", shmpool_word_owner(word), shmpool_word_generation(word))
+
+    def n_free(self, object region):
+        """Free slots of a region at this moment."""
+        cdef int index = REGION_INDEX[region]
+        cdef uint32_t slot
+        cdef uint32_t first = self.p.geometry.region_start[index]
+        cdef int n = 0
+        self.check_open()
+        for slot in range(first, first + self.p.geometry.region_slots[index]):
+            if shmpool_word_state(shmpool_load64(&self.p.slots[slot].word)) == SHMPOOL_FREE:
+                n += 1
+        return n
+
+
+def watch_fork(int fd):
+    """Have forked children close this lock descriptor at once."""
+    cdef int rc = shmpool_os_watch_fork(fd)
+    if rc < 0:
+        raise OSError(-rc, "more pools are open in this process than its fork handler can watch")
+
+
+def unwatch_fork(int fd):
+    """Forget a descriptor given to `watch_fork`."""
+    shmpool_os_unwatch_fork(fd)
+
+
+def fast_copy(cnp.ndarray target not None, cnp.ndarray source not None, int n_threads=0):
+    """Copy between two C-contiguous arrays of the same size with the engine of `put`, the GIL released."""
+    cdef uint64_t nbytes = cnp.PyArray_NBYTES(source)
+    if not (cnp.PyArray_IS_C_CONTIGUOUS(source) and cnp.PyArray_IS_C_CONTIGUOUS(target)):
+        raise ValueError("fast_copy needs C-contiguous arrays")
+    if nbytes != <uint64_t>cnp.PyArray_NBYTES(target) or not cnp.PyArray_ISWRITEABLE(target):
+        raise ValueError("fast_copy needs a writable target of the same size")
+    cdef void *dst = cnp.PyArray_DATA(target)
+    cdef const void *src = cnp.PyArray_DATA(source)
+    with nogil:
+        shmpool_copy(dst, src, nbytes, n_threads)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Where pools live by default, and whom their files must belong to."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from .errors import PoolPermissionError
+
+__all__ = ["check_owner", "default_path", "lock_path"]
+
+ENVIRONMENT_VARIABLE = "SHMPOOL_PATH"
+
+
+def default_path() -> Path:
+    """``$SHMPOOL_PATH``, else ``pool.bin`` in a 0700 directory of this user on tmpfs, which is created.
+
+    Raises
+    ------
+    PoolPermissionError
+        The directory exists but belongs to somebody else, is open to others, or is a link.
+    """
+    if chosen := os.environ.get(ENVIRONMENT_VARIABLE):
+        return Path(chosen)
+    base = Path("/dev/shm")
+    if not (base.is_dir() and os.access(base, os.W_OK)):
+        base = Path(tempfile.gettempdir())
+    folder = base / f"shmpool-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    # Anybody may create names in /dev/shm: a folder that was put there for us is refused, not used.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PoolPermissionError(
+            f"{folder} is not a private folder of user {os.getuid()} (owner {found.st_uid}, "
+            f"mode {stat.S_IMODE(found.st_mode):04o}).",
+            hint=f"remove it, or choose another place with {ENVIRONMENT_VARIABLE}",
+        )
+    return folder / "pool.bin"
+
+
+def lock_path(path: Path) -> Path:
+    """The side-car lock file of a pool file."""
+    return path.with_name(path.name + ".lock")
+
+
+def check_owner(fd: int, path: Path) -> os.stat_result:
+    """Refuse files that are not ours alone; the result of fstat otherwise."""
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        raise PoolPermissionError(f"{path} is not a regular file.")
+    if found.st_uid != os.geteuid():
+        raise PoolPermissionError(
+            f"{path} belongs to user {found.st_uid}, this process runs as {os.geteuid()}.",
+            hint="a pool is shared by processes of one user; choose another path with SHMPOOL_PATH",
+        )
+    if found.st_mode & 0o077:
+        raise PoolPermissionError(
+            f"{path} has mode {stat.S_IMODE(found.st_mode):04o}; other users could write to it.",
+            hint=f"chmod 600 {path}",
+        )
+    return found

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What lies under a pool file: the kind of file system, and how much room it has."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+
+from .errors import PoolSpaceError, ShmPoolError
+
+__all__ = ["MountInfo", "mount_of", "space_error"]
+
+
+@dataclass(frozen=True)
+class MountInfo:
+    """The mount that holds a path."""
+
+    point: str
+    filesystem: str
+    source: str
+
+
+def _unescape(field: str) -> str:
+    # /proc/self/mountinfo writes blanks and the like as octal escapes
+    return field.encode().decode("unicode_escape") if "\\" in field else field
+
+
+def mount_of(path: str | os.PathLike[str]) -> MountInfo:
+    """The mount of a path, or of its nearest existing parent, from ``/proc/self/mountinfo``."""
+    path = os.path.abspath(os.fspath(path))
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    path = os.path.realpath(path)
+    best = MountInfo("/", "unknown", "unknown")
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                left, _, right = line.partition(" - ")
+                fields, tail = left.split(), right.split()
+                point = _unescape(fields[4])
+                inside = point == "/" or path == point or path.startswith(point + "/")
+                if fields[2] == wanted and inside and len(point) >= len(best.point):
+                    best = MountInfo(point, tail[0], tail[1] if len(tail) > 1 else "unknown")
+    except OSError:
+        pass
+    return best
+
+
+def space_error(code: int, fd: int, needed: int) -> ShmPoolError:
+    """The error for a reservation that failed with errno `code`."""
+    stat = os.fstatvfs(fd)
+    available = stat.f_bavail * stat.f_frsize
+    try:
+        mount = mount_of(os.readlink(f"/proc/self/fd/{fd}"))
+        where = f"the {mount.filesystem} on {mount.point}"
+    except OSError:
+        where = "the file system of the pool"
+    if code == errno.EFBIG:
+        hint = "raise the file size limit (ulimit -f) of this process"
+    elif code == errno.EDQUOT:
+        hint = "the disk quota is used up; put the pool elsewhere with SHMPOOL_PATH"
+    else:
+        hint = (
+            "free some of it, give it more (docker run --shm-size=..., mount -o remount,size=...), use smaller "
+            "slots (slot_nbytes), or put the pool elsewhere with SHMPOOL_PATH"
+        )
+    error = PoolSpaceError(
+        f"{where} has {available} bytes available and the slot needs {needed} more ({os.strerror(code)}).",
+        hint=hint,
+        needed=needed,
+        available=available,
+    )
+    error.errno = code
+    return error
