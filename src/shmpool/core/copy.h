@@ -4,9 +4,9 @@
  *
  * Plain C11, no Python, no I/O, no mutable globals. The includer must define _GNU_SOURCE before its
  * first system header on Linux, because the CPU affinity calls hide behind it; without it the copy
- * still works, but may start a thread on a machine that lets it use one CPU.
+ * still works, but counts CPUs that it may not use.
  *
- * Every figure quoted below is argued in docs/performance-notes.md.
+ * The measurements behind every figure below are in docs/performance-notes.md.
  */
 #ifndef SHMPOOL_COPY_H
 #define SHMPOOL_COPY_H
