@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The interface between the server and what computes.
+
+A backend knows nothing of HTTP, sessions, slots or handles. It is given a ``Job`` whose arrays are
+read-only views, and returns an ``Outcome``. Everything it needs to be loaded (CuPy, cuML) it imports
+lazily, inside its own module, when ``probe`` is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+__all__ = ["Backend", "CapturedWarning", "Job", "Outcome", "Probe", "RefusedByBackend"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a backend found when it looked for its hardware and libraries."""
+
+    available: bool
+    reason: str
+    device: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedWarning:
+    """One warning raised during a job, by name, so that it can cross processes."""
+
+    category: str
+    message: str
+
+
+@dataclass(slots=True)
+class Job:
+    """One call of one method.
+
+    Attributes
+    ----------
+    estimator : str
+        Qualified name from the allow-list, such as ``"sklearn.decomposition.PCA"``.
+    params : dict
+        Constructor parameters.
+    model : object or None
+        What an earlier ``Outcome.model`` of this backend was; None for a new estimator.
+    method : str
+        A public method of the estimator.
+    args, kwargs
+        Decoded. Arrays are read-only views of memory that belongs to somebody else.
+    config : dict
+        Values for ``sklearn.config_context``.
+    """
+
+    estimator: str
+    params: dict[str, Any]
+    model: Any
+    method: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    config: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a job.
+
+    Attributes
+    ----------
+    result : object
+        What the method returned; ``is_self`` instead when it returned the estimator.
+    model : object
+        Opaque to the server; given back in the next ``Job``.
+    nbytes : int
+        Host and device memory the model holds, for the memory limit of the store.
+    state_changed : bool
+        Whether ``attributes`` is to be sent.
+    attributes : dict
+        ``vars`` of the plain estimator without its parameters; empty where the state did not change.
+    random_states : dict
+        For every parameter that is a ``RandomState``, the generator as it is after the call.
+    started : float
+        ``time.perf_counter()`` at the start of the estimator's own work.
+    compute_seconds : float
+        Time in the estimator alone, device synchronised.
+    reason : str
+        Why this backend, where it is not the one asked first.
+    """
+
+    result: Any
+    is_self: bool
+    model: Any
+    nbytes: int
+    state_changed: bool
+    attributes: dict[str, Any]
+    random_states: dict[str, Any]
+    started: float
+    compute_seconds: float
+    warnings: list[CapturedWarning]
+    reason: str = ""
+
+
+class RefusedByBackend(Exception):  # noqa: N818 - an answer, not an error: the next backend is asked
+    """The backend cannot do this job; the text says why and goes into the report."""
+
+
+class Backend(Protocol):
+    """What the server asks of a backend.
+
+    Notes
+    -----
+    Concurrency: ``run``, ``export`` and ``attributes`` are called from several worker threads at once
+    unless ``max_workers`` is 1. ``probe`` is called once, at start.
+    """
+
+    name: str
+    max_workers: int | None
+
+    def probe(self) -> Probe:
+        """Look for hardware and libraries. Never raises."""
+        ...
+
+    def run(self, job: Job) -> Outcome:
+        """Do the job. Estimator errors propagate as they are."""
+        ...
+
+    def attributes(self, model: Any) -> dict[str, Any]:
+        """Return what ``Outcome.attributes`` would hold."""
+        ...
+
+    def export(self, model: Any) -> Any:
+        """Return the fitted plain scikit-learn estimator that ``model`` stands for."""
+        ...
+
+    def load(self, estimator: str, params: dict[str, Any], state: dict[str, Any]) -> tuple[Any, int]:
+        """Build a model from plain attributes sent by a client. Returns the model and its bytes."""
+        ...
+
+    def close(self) -> None:
+        """Release everything."""
+        ...

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Bodies of requests: parsed, and checked field by field, before anything is done with them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from functools import cache
+from typing import Any
+
+import numpy as np
+from gsb.protocol import ESTIMATORS, METHODS, decode_value
+
+import shmpool
+
+from .errors import ServerError
+
+__all__ = ["CONFIG_NAMES", "ArrayReader", "check_config", "check_estimator", "check_params", "field", "parse"]
+
+#: Settings of ``sklearn.config_context`` that make sense on another machine's side of a call.
+CONFIG_NAMES = frozenset(
+    {
+        "assume_finite",
+        "working_memory",
+        "print_changed_only",
+        "pairwise_dist_chunk_size",
+        "enable_cython_pairwise_dist",
+        "enable_metadata_routing",
+        "skip_parameter_validation",
+        "sparse_interface",
+    }
+)
+
+# A directory named here would be written to.
+_REFUSED_PARAMS = frozenset({"memory"})
+_MAX_JOBS = 1024
+_MISSING = object()
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """Parse a body: a JSON object."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ServerError("malformed", f"the body is not JSON: {error}", "see docs/http-api.md") from None
+    if type(value) is not dict:
+        raise ServerError("malformed", "the body is not a JSON object", "see docs/http-api.md")
+    return value
+
+
+def field(body: dict[str, Any], name: str, kind: type, default: Any = _MISSING) -> Any:
+    """Return a field of exactly the type ``kind``."""
+    value = body.get(name, default)
+    if value is _MISSING:
+        raise ServerError("malformed", f"the field {name!r} is missing", "see docs/http-api.md")
+    if value is not default and type(value) is not kind:
+        raise ServerError(
+            "malformed", f"the field {name!r} must be a {kind.__name__}", "see docs/http-api.md"
+        )
+    return value
+
+
+def check_estimator(name: str) -> str:
+    """Return the name if it is in the table of estimators."""
+    if name not in ESTIMATORS:
+        raise ServerError(
+            "unknown_estimator",
+            f"{name[:100]!r} is not offered by this server",
+            "use scikit-learn's own class, or gsb.config(fallback='local')",
+        )
+    return name
+
+
+def check_method(name: str) -> str:
+    """Return the name if it is in the list of methods."""
+    if name not in METHODS:
+        raise ServerError(
+            "unknown_method", f"{name[:100]!r} is not a method this server runs", "see docs/http-api.md"
+        )
+    return name
+
+
+@cache
+def _parameter_names(cls: type) -> frozenset[str]:
+    return frozenset(inspect.signature(cls).parameters)
+
+
+def check_params(cls: type, params: dict[str, Any]) -> None:
+    """Refuse parameters the class does not have, and values that could hurt the server.
+
+    Ranges and options are scikit-learn's to check: its errors are the ones users know.
+    """
+    names = _parameter_names(cls)
+    for name, value in params.items():
+        if name not in names:
+            raise ServerError(
+                "bad_parameter",
+                f"{cls.__name__} has no parameter {name[:100]!r}",
+                "are both sides of one version?",
+            )
+        if name in _REFUSED_PARAMS and value is not None:
+            raise ServerError("bad_parameter", f"{name} cannot be set on a server", "leave it out")
+        if isinstance(value, slice) or type(value).__module__.startswith("scipy.sparse"):
+            raise ServerError(
+                "bad_parameter", f"{name} cannot be a {type(value).__name__}", "see docs/http-api.md"
+            )
+        if name == "n_jobs" and type(value) is int and abs(value) > _MAX_JOBS:
+            raise ServerError("bad_parameter", f"n_jobs is beyond {_MAX_JOBS}", "use -1 for all cores")
+
+
+def check_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Refuse settings that are not forwarded."""
+    for name in config:
+        if name not in CONFIG_NAMES:
+            raise ServerError(
+                "bad_parameter", f"the setting {name[:100]!r} is not forwarded", "see docs/http-api.md"
+            )
+    return config
+
+
+class ArrayReader:
+    """Gives the arrays a request names: only slots that are the session's own.
+
+    Notes
+    -----
+    Lifetime: the arrays are read-only views; the slot is pinned until the last of them dies.
+    """
+
+    def __init__(self, pool: shmpool.Pool, client: shmpool.ClientId) -> None:
+        self.pool = pool
+        self.client = client
+        self.nbytes = 0
+
+    def decode(self, value: Any) -> Any:
+        """Decode a value."""
+        return decode_value(value, self._read)
+
+    def _read(self, value: dict[str, Any]) -> np.ndarray[Any, np.dtype[Any]]:
+        if value.get("$") != "slot":
+            # A path in a request would make the server read files for the asking.
+            raise ServerError(
+                "malformed", "files are not accepted in requests", "send arrays through the pool"
+            )
+        try:
+            handle = shmpool.Handle.from_dict(value["handle"])
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ServerError("malformed", f"malformed handle: {error}", "see docs/http-api.md") from None
+        if handle.pool != self.pool.uuid:
+            raise ServerError("stale_handle", "the handle is of another pool", "attach to this server's pool")
+        try:
+            owner = self.pool.owner(handle)
+        except (ValueError, OverflowError, IndexError) as error:
+            raise ServerError("malformed", f"malformed handle: {error}", "see docs/http-api.md") from None
+        if owner is None:
+            raise ServerError(
+                "stale_handle", "the slot was freed meanwhile", "put the array into the pool again"
+            )
+        if owner != self.client:
+            raise ServerError(
+                "foreign_handle", "the slot belongs to another client", "name your own arrays only"
+            )
+        array = self.pool.get(handle)
+        self.nbytes += array.nbytes
+        return array

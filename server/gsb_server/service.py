@@ -1,0 +1,513 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the routes do: sessions, calls, models. No HTTP in here.
+
+The methods named ``*_job`` run on a worker thread, all others on the event loop. The life of a call::
+
+    loop    parse, find the session, note the call
+    worker  decode: check and pin the slots -> compute -> encode: fill output slots, give them away
+    loop    send the answer
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import time
+import traceback
+from collections import deque
+from typing import Any
+
+import numpy as np
+import sklearn
+from gsb.protocol import ESTIMATORS, FIT_METHODS, PROTOCOL_VERSION, client_proof, proofs_match, server_proof
+from gsb.shm_transport import ShmTransport
+
+import shmpool
+
+from . import __version__, warning_capture
+from .backends.base import Job, Outcome
+from .backends.registry import choose
+from .backends.sklearn import estimator_class
+from .errors import ServerError, describe_exception, envelope, from_exception
+from .metrics import Metrics
+from .models import ModelEntry, ModelStore
+from .requests import ArrayReader, check_config, check_estimator, check_method, check_params, field
+from .results import Results, ResultWriter
+from .sessions import CallState, Session, SessionStore
+from .settings import Settings
+from .summary import pack_state, summarize
+from .workers import Workers
+
+__all__ = ["EstimatorError", "Service"]
+
+log = logging.getLogger("gsb_server")
+
+
+class EstimatorError(Exception):
+    """The estimator raised; ``description`` is what the client needs to raise the same."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__(description["message"])
+        self.description = description
+
+    def envelope(self, request_id: str) -> dict[str, Any]:
+        """Return the body of the answer."""
+        error = ServerError("estimator_error", self.description["message"])
+        return envelope(error, request_id, self.description)
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+class Service:
+    """The server without its HTTP.
+
+    Parameters
+    ----------
+    settings : Settings
+        With a token.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.id = secrets.token_hex(8)
+        self.metrics = Metrics()
+        self.sessions = SessionStore(settings.max_sessions, settings.session_ttl)
+        self.models = ModelStore(settings.model_nbytes, settings.model_ttl, settings.max_models_per_session)
+        self.closing = False
+        self._given: deque[tuple[float, shmpool.ClientId, shmpool.Handle]] = deque()
+        self._watcher: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Open the pool, choose the backend, start the workers and the watcher."""
+        settings = self.settings
+        warning_capture.install()
+        ShmTransport.configure(
+            path=settings.pool_path,
+            slot_nbytes=settings.slot_nbytes,
+            input_slots=settings.input_slots,
+            output_slots=settings.output_slots,
+            scratch_slots=settings.scratch_slots,
+        )
+        self.pool = ShmTransport.get().pool
+        self.choice = choose(settings.backend)
+        self.backend = self.choice.backend
+        threads = min(settings.worker_threads, self.backend.max_workers or settings.worker_threads)
+        self.workers = Workers(threads, settings.queue_limit)
+        self.results = Results(self.pool, settings.output_timeout)
+        self._watcher = asyncio.create_task(self._watch(), name="gsb-watcher")
+        log.info("backend %s on %s: %s", self.backend.name, self.choice.probe.device, self.choice.reason)
+
+    async def stop(self) -> None:
+        """Finish what runs, within the time allowed, and let go of everything."""
+        self.closing = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        idle = await self.workers.drain(self.settings.shutdown_timeout)
+        if not idle:
+            log.warning("%d calls are still running and are abandoned", self.workers.pending)
+        self.workers.close()
+        for session in self.sessions.all():
+            self.close_session(session.id)
+        self.models.clear()
+        self.backend.close()
+        # The mapping must not go away under a thread that is still computing on it.
+        if idle:
+            ShmTransport.reset()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.watch_interval)
+            try:
+                self.look_after()
+            except Exception:
+                log.exception("the watcher stumbled; it goes on")
+
+    def look_after(self) -> None:
+        """Drop sessions of dead clients, models out of time, results nobody fetched."""
+        lost = self.sessions.lost(self.pool.is_alive)
+        for session in lost:
+            models = self.close_session(session.id)
+            self.metrics.sessions_lost += 1
+            log.info(
+                "session %s (%s) has ended without a word; %d models dropped",
+                session.id[:8],
+                session.label,
+                models,
+            )
+        if lost:
+            self.pool.reclaim()
+        self.models.expire()
+        now = time.monotonic()
+        while self._given and self._given[0][0] < now:
+            _, client, handle = self._given.popleft()
+            try:
+                if self.pool.owner(handle) == client:
+                    self.pool.free(handle)
+                    log.warning(
+                        "a result was not fetched within %.0f s and is freed", self.settings.result_ttl
+                    )
+            except shmpool.ShmPoolError:
+                continue  # freed meanwhile, as it should be
+
+    # ------------------------------------------------------------------ sessions
+
+    def hello(self, body: dict[str, Any], host: str) -> dict[str, Any]:
+        """Prove to a client that has proved itself that this server knows the token."""
+        self._check_protocol(body)
+        nonce, proof = field(body, "nonce", str), field(body, "proof", str)
+        if not 32 <= len(nonce) <= 128 or not nonce.isascii() or not nonce.isalnum():
+            raise ServerError("malformed", "the nonce must be 32 to 128 hex digits", "see docs/http-api.md")
+        token = self.settings.token
+        if not proofs_match(client_proof(token, nonce, host), proof):
+            raise ServerError(
+                "unauthorized",
+                "the proof is wrong: the tokens of client and server differ",
+                "set GSB_TOKEN to the server's token, or unset it so that the server's own file is found",
+            )
+        geometry = self.pool.geometry
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "server": self.id,
+            "version": __version__,
+            "sklearn": sklearn.__version__,
+            "backends": [self.backend.name],
+            "pool": {
+                "path": str(self.pool.path),
+                "uuid": self.pool.uuid,
+                "nbytes": self.pool.nbytes,
+                "n_slots": geometry.n_slots,
+                "slot_nbytes": geometry.slot_nbytes,
+            },
+            "proof": server_proof(token, nonce, host, self.id, self.pool.uuid),
+        }
+
+    def open_session(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Bind a session to a client that is attached to the pool."""
+        self._check_protocol(body)
+        if field(body, "pool", str) != self.pool.uuid:
+            raise ServerError(
+                "session_lost", "the pool was made anew", "attach to the pool that /v1/hello names"
+            )
+        identity = field(body, "client", list)
+        if len(identity) != 2 or any(type(part) is not int or not 0 <= part < 2**64 for part in identity):
+            raise ServerError("malformed", "client must be [index, nonce]", "see docs/http-api.md")
+        client = shmpool.ClientId(*identity)
+        try:
+            alive = self.pool.is_alive(client)
+        except (ValueError, OverflowError, IndexError):
+            alive = False
+        if not alive:
+            raise ServerError("session_lost", "that client is not attached to the pool", "attach first")
+        session = self.sessions.open(client, field(body, "label", str, "")[:200])
+        self.metrics.sessions_opened += 1
+        return {"session": session.id, "server": self.id}
+
+    def close_session(self, session_id: str) -> int:
+        """Forget a session and its models; return how many those were."""
+        self.sessions.close(session_id)
+        return self.models.drop_session(session_id)
+
+    def _check_protocol(self, body: dict[str, Any]) -> None:
+        version = field(body, "protocol", int)
+        if version != PROTOCOL_VERSION:
+            raise ServerError(
+                "protocol_mismatch",
+                f"the client speaks protocol {version}, the server {PROTOCOL_VERSION}",
+                "install the same version of gsb on both sides",
+            )
+
+    # ------------------------------------------------------------------ calls
+
+    async def call(self, body: dict[str, Any], received: float, request_id: str) -> tuple[int, bytes]:
+        """Run one method of one estimator."""
+        session = self.sessions.get(body.get("session"))
+        call_id = field(body, "call", str)
+        if not 1 <= len(call_id) <= 64:
+            raise ServerError("malformed", "call must be 32 hex digits", "see docs/http-api.md")
+        timeout = body.get("timeout")
+        if timeout is not None and (type(timeout) not in (int, float) or not timeout > 0):
+            raise ServerError("malformed", "timeout must be a positive number", "see docs/http-api.md")
+        for model_id in _texts(body, "forget"):
+            self.models.remove(model_id, session.id)
+        state = session.begin(call_id)
+        session.running += 1
+        try:
+            status, answer, done = await self.workers.run(
+                self._call_job, session, body, state, received, request_id
+            )
+        finally:
+            session.running -= 1
+            state.stage = "done"
+            state.ended = time.monotonic()
+        if done is not None:
+            self.metrics.call(*done)
+        else:
+            self.metrics.error("estimator_error" if status == 422 else "call")
+        return status, answer
+
+    def progress(self, session_id: str, call_id: str) -> dict[str, Any]:
+        """Say where a call is."""
+        state = self.sessions.get(session_id).calls.get(call_id)
+        if state is None:
+            raise ServerError("not_found", "no such call in this session", "it may have ended long ago")
+        end = state.ended if state.ended is not None else time.monotonic()
+        return {"stage": state.stage, "elapsed": end - state.started, "backend": self.backend.name}
+
+    def _call_job(
+        self, session: Session, body: dict[str, Any], state: CallState, received: float, request_id: str
+    ) -> tuple[int, bytes, tuple[Any, ...] | None]:
+        writer = self.results.writer(session.client)
+        try:
+            answer, done = self._run_call(session, body, state, received, writer)
+        except EstimatorError as error:
+            writer.discard()
+            return 422, _dumps(error.envelope(request_id)), None
+        except BaseException as error:
+            writer.discard()
+            return self._refusal(error, request_id)
+        self._note_given(writer)
+        return 200, _dumps(answer), done
+
+    def _refusal(self, error: BaseException, request_id: str) -> tuple[int, bytes, None]:
+        refused = from_exception(error)
+        if refused.code == "internal":
+            log.error("request %s failed", request_id, exc_info=error)
+        answer = refused.status, _dumps(envelope(refused, request_id)), None
+        # Frames in a traceback hold views, and views pin slots.
+        traceback.clear_frames(error.__traceback__)
+        return answer
+
+    def _run_call(
+        self, session: Session, body: dict[str, Any], state: CallState, received: float, writer: ResultWriter
+    ) -> tuple[dict[str, Any], tuple[Any, ...]]:
+        begun = time.perf_counter()
+        queued = begun - received
+        timeout = body.get("timeout")
+        if timeout is not None and queued > timeout:
+            raise ServerError("timeout", f"the call waited {queued:.1f} s for a worker", "start more workers")
+        state.stage = "server_decode"
+        name = check_estimator(field(body, "estimator", str))
+        method = check_method(field(body, "method", str))
+        cls = estimator_class(name)
+        reader = ArrayReader(self.pool, session.client)
+        args = tuple([reader.decode(item) for item in field(body, "args", list, [])])
+        kwargs = {key: reader.decode(item) for key, item in field(body, "kwargs", dict, {}).items()}
+        params = {key: reader.decode(item) for key, item in field(body, "params", dict, {}).items()}
+        config = {key: reader.decode(item) for key, item in field(body, "config", dict, {}).items()}
+        if params:
+            check_params(cls, params)
+        check_config(config)
+        entry = self._model_for(body, name, method, params)
+        state.stage = "compute"
+        outcome = self._compute(entry, Job(name, params, None, method, args, kwargs, config))
+        computed = outcome.started + outcome.compute_seconds
+        state.stage = "server_encode"
+        answer: dict[str, Any] = {"result": None if outcome.is_self else writer.encode(outcome.result)}
+        writer.commit()
+        if outcome.state_changed:
+            if entry is None:
+                entry = self.models.add(session.id, name, self.backend.name, outcome.model, outcome.nbytes)
+                if session.id not in self.sessions:
+                    # The client died while we computed: nobody would ever drop the model.
+                    self.models.drop_session(session.id)
+            else:
+                self.models.resize(entry, outcome.nbytes)
+            answer["model"] = entry.id
+            answer["summary"] = summarize(outcome.attributes)
+        if outcome.random_states:
+            answer["random_state"] = {
+                key: writer.encode(value) for key, value in outcome.random_states.items()
+            }
+        answer["backend"] = self.backend.name
+        answer["device"] = self.choice.probe.device
+        answer["reason"] = outcome.reason or self.choice.reason
+        if outcome.warnings:
+            answer["warnings"] = [{"category": w.category, "message": w.message} for w in outcome.warnings]
+        stages = {
+            "server_decode": outcome.started - begun,
+            "compute": outcome.compute_seconds,
+            "server_encode": time.perf_counter() - computed,
+        }
+        answer["stages"] = stages
+        answer["queue"] = queued
+        return answer, (name, method, {**stages, "queue": queued}, reader.nbytes, writer.nbytes)
+
+    def _model_for(
+        self, body: dict[str, Any], name: str, method: str, params: dict[str, Any]
+    ) -> ModelEntry | None:
+        model_id = body.get("model")
+        if model_id is None:
+            if method not in FIT_METHODS:
+                raise ServerError("malformed", f"{method} needs the field 'model'", "see docs/http-api.md")
+            return None
+        entry = self.models.get(model_id)
+        if entry.estimator != name:
+            raise ServerError(
+                "malformed", f"the model is a {entry.estimator}, not a {name}", "see docs/http-api.md"
+            )
+        if method in FIT_METHODS and method != "partial_fit" and not params.get("warm_start"):
+            return None  # a fit from the start makes a new model
+        return entry
+
+    def _compute(self, entry: ModelEntry | None, job: Job) -> Outcome:
+        try:
+            if entry is None:
+                return self.backend.run(job)
+            if job.method in FIT_METHODS:
+                with entry.lock:
+                    job.model = entry.model
+                    outcome = self.backend.run(job)
+                    entry.model = outcome.model
+                    return outcome
+            job.model = entry.model
+            outcome = self.backend.run(job)
+            if outcome.state_changed:
+                entry.model = outcome.model
+            return outcome
+        except (ServerError, MemoryError):
+            raise
+        except Exception as error:
+            description = describe_exception(error)
+            traceback.clear_frames(error.__traceback__)
+            raise EstimatorError(description) from None
+
+    def _note_given(self, writer: ResultWriter) -> None:
+        deadline = time.monotonic() + self.settings.result_ttl
+        for handle in writer.handles:
+            self._given.append((deadline, writer.client, handle))
+
+    # ------------------------------------------------------------------ models
+
+    async def on_worker(self, name: str, body: dict[str, Any], request_id: str) -> tuple[int, bytes]:
+        """Run ``attrs``, ``state`` or ``load`` on a worker."""
+        session = self.sessions.get(body.get("session"))
+        session.running += 1
+        try:
+            status, answer, _ = await self.workers.run(self._model_job, name, session, body, request_id)
+        finally:
+            session.running -= 1
+        return status, answer
+
+    def _model_job(
+        self, name: str, session: Session, body: dict[str, Any], request_id: str
+    ) -> tuple[int, bytes, tuple[Any, ...] | None]:
+        writer = self.results.writer(session.client)
+        try:
+            answer = getattr(self, f"_{name}")(session, body, writer)
+            writer.commit()
+        except BaseException as error:
+            writer.discard()
+            return self._refusal(error, request_id)
+        self._note_given(writer)
+        return 200, _dumps(answer), None
+
+    def _attrs(self, session: Session, body: dict[str, Any], writer: ResultWriter) -> dict[str, Any]:
+        attributes = self.backend.attributes(self.models.get(body.get("model")).model)
+        found = {}
+        for name in _texts(body, "names"):
+            if name not in attributes:
+                raise ServerError(
+                    "not_found", f"the model has no attribute {name[:100]!r}", "see docs/http-api.md"
+                )
+            found[name] = writer.encode(attributes[name])
+        return {"attrs": found}
+
+    def _state(self, session: Session, body: dict[str, Any], writer: ResultWriter) -> dict[str, Any]:
+        entry = self.models.get(body.get("model"))
+        with entry.lock:
+            stream, buffers = pack_state(self.backend.export(entry.model))
+            answer = {
+                "pickle": writer.encode(stream),
+                "buffers": [writer.encode(buffer) for buffer in buffers],
+            }
+            writer.commit()
+        return answer
+
+    def _load(self, session: Session, body: dict[str, Any], writer: ResultWriter) -> dict[str, Any]:
+        name = check_estimator(field(body, "estimator", str))
+        if not ESTIMATORS[name].reupload:
+            raise ServerError(
+                "unsupported_value", f"the state of {name} cannot be sent to a server", "fit it there again"
+            )
+        reader = ArrayReader(self.pool, session.client)
+        params = {key: reader.decode(item) for key, item in field(body, "params", dict).items()}
+        attributes = {key: reader.decode(item) for key, item in field(body, "attrs", dict).items()}
+        check_params(estimator_class(name), params)
+        try:
+            model, nbytes = self.backend.load(name, params, attributes)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ServerError("bad_parameter", f"not a fitted state: {error}", "fit again") from None
+        return {"model": self.models.add(session.id, name, self.backend.name, model, nbytes).id}
+
+    def forget(self, body: dict[str, Any]) -> None:
+        """Drop models; unknown ones are ignored."""
+        session = self.sessions.get(body.get("session"))
+        for model_id in _texts(body, "models"):
+            self.models.remove(model_id, session.id)
+
+    # ------------------------------------------------------------------ status
+
+    def status(self) -> dict[str, Any]:
+        """Say how things are."""
+        pool = self.pool
+        return {
+            "status": "shutting down" if self.closing else "ok",
+            "server": self.id,
+            "pid": os.getpid(),
+            "version": __version__,
+            "protocol": PROTOCOL_VERSION,
+            "sklearn": sklearn.__version__,
+            "numpy": np.__version__,
+            "backend": {
+                "name": self.backend.name,
+                "device": self.choice.probe.device,
+                "reason": self.choice.reason,
+                "probes": {
+                    name: {"available": probe.available, "reason": probe.reason, "versions": probe.versions}
+                    for name, probe in self.choice.probes.items()
+                },
+            },
+            "pool": {
+                "path": str(pool.path),
+                "uuid": pool.uuid,
+                "nbytes": pool.nbytes,
+                "filesystem": pool.filesystem,
+                "counters": dict(pool.counters),
+                "stat": pool.stat().to_dict(),
+            },
+            "workers": {"threads": self.workers.threads, "pending": self.workers.pending},
+            "sessions": [
+                {
+                    "label": session.label,
+                    "client": session.client.index,
+                    "age_seconds": time.monotonic() - session.opened,
+                    "idle_seconds": time.monotonic() - session.used,
+                    "running": session.running,
+                    "calls": len(session.calls),
+                }
+                for session in self.sessions.all()
+            ],
+            "models": {
+                "count": len(self.models),
+                "nbytes": self.models.nbytes,
+                "max_nbytes": self.models.max_nbytes,
+                "evictions": self.models.evictions,
+            },
+            "metrics": self.metrics.to_dict(),
+        }
+
+
+def _texts(body: dict[str, Any], name: str) -> list[str]:
+    """Return a list of texts, empty where the field is missing."""
+    value = field(body, name, list, [])
+    if any(type(item) is not str for item in value):
+        raise ServerError("malformed", f"the field {name!r} must be a list of texts", "see docs/http-api.md")
+    return value  # type: ignore[no-any-return]
