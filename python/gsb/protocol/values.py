@@ -187,7 +187,9 @@ def _encode_objects(array: Array) -> dict[str, Any]:
     for item in items:
         if item is not None and type(item) not in (str, bool, int, float):
             raise UnsupportedValueError(f"an object array holding a {type(item).__name__} cannot travel to the server")
-    wire = [item if type(item) is not float or math.isfinite(item) else {"$": "float", "v": repr(item)} for item in items]
+    wire = [
+        item if type(item) is not float or math.isfinite(item) else {"$": "float", "v": repr(item)} for item in items
+    ]
     return {"$": "objects", "shape": list(array.shape), "items": wire}
 
 
@@ -241,7 +243,11 @@ def _decode_float(wire: dict[str, Any], read_array: ReadArray, depth: int) -> An
 def _encode_scalar(value: np.generic) -> dict[str, Any]:
     if value.dtype.kind not in DTYPE_KINDS:
         raise UnsupportedValueError(f"a NumPy scalar of dtype {value.dtype} cannot travel to the server")
-    return {"$": "scalar", "dtype": value.dtype.str, "data": base64.b64encode(value.tobytes()).decode("ascii")}
+    return {
+        "$": "scalar",
+        "dtype": value.dtype.str,
+        "data": base64.b64encode(value.tobytes()).decode("ascii"),
+    }
 
 
 def _decode_scalar(wire: dict[str, Any], read_array: ReadArray, depth: int) -> Any:
@@ -249,7 +255,7 @@ def _decode_scalar(wire: dict[str, Any], read_array: ReadArray, depth: int) -> A
 
 
 def _encode_random_state(value: np.random.RandomState, write_array: WriteArray) -> dict[str, Any]:
-    state = value.get_state(legacy=True)
+    state: Any = value.get_state(legacy=True)
     if state[0] != "MT19937":
         raise UnsupportedValueError(f"a RandomState over {state[0]} cannot travel to the server")
     return {

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A fitted model that lives on the server, as the proxy sees it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from gsb._client import Answer, Client, Summary
+
+
+class RemoteModel:
+    """A fitted model on the server: its id, the attributes known so far, and how to get the others.
+
+    Notes
+    -----
+    Concurrency: any thread. Lifetime: when the last reference goes, the server is told to forget the model,
+    unless this is a forked child of the process that made it.
+    """
+
+    def __init__(self, client: Client, answer: Answer, params: dict[str, Any]) -> None:
+        assert answer.model is not None
+        assert answer.summary is not None
+        self.client = client
+        self.id = answer.model
+        self.session = answer.session
+        self.params = params
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._plain: Any = None
+        self._attrs: dict[str, Any] = {}
+        self._missing: frozenset[str] = frozenset()
+        self._opaque: frozenset[str] = frozenset()
+        self.update(answer.summary)
+
+    def update(self, summary: Summary) -> None:
+        """Take over what an answer says about the attributes."""
+        self._plain = None
+        self._attrs = summary.attrs
+        self._missing = summary.large | summary.opaque
+        self._opaque = summary.opaque
+
+    def __del__(self) -> None:
+        if getattr(self, "_pid", None) == os.getpid():
+            self.client.forget(self.session, self.id)
+
+    def replaced(self, model: str, session: str) -> None:
+        """Note that the model now lives under another id."""
+        self.id, self.session, self._pid = model, session, os.getpid()
+
+    def names(self) -> set[str]:
+        """Names of all fitted attributes; costs nothing."""
+        return {*self._attrs, *self._missing}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._attrs or name in self._missing
+
+    def attr(self, name: str) -> Any:
+        """Give a fitted attribute, asking the server if need be. KeyError if there is none of that name."""
+        try:
+            return self._attrs[name]
+        except KeyError:
+            if name not in self._missing:
+                raise
+        with self._lock:
+            if name in self._attrs:
+                return self._attrs[name]
+            if name in self._opaque:
+                self.attributes()
+            else:
+                self._attrs.update(self.client.attrs(self.id, [name]))
+                self._missing -= {name}
+            return self._attrs[name]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all fitted attributes are here already."""
+        return not self._missing
+
+    def attributes(self) -> dict[str, Any]:
+        """Give all fitted attributes, fetching what is missing."""
+        with self._lock:
+            if self._missing:
+                found = vars(self.client.state(self.id))
+                for name in self._missing:
+                    self._attrs[name] = found[name]
+                self._missing = self._opaque = frozenset()
+            return dict(self._attrs)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Exceptions and warnings of the server's estimators, raised again on the client as the same class.
+
+Classes come from a fixed set of modules, so that a message cannot have anything else called.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib
+import json
+from typing import Any, Final
+
+from gsb.errors import CODE_CLASSES, GSBError, ProtocolError, RemoteError
+
+_MODULES: Final = frozenset(
+    {
+        "builtins",
+        "numpy.exceptions",
+        "numpy.linalg",
+        "scipy.linalg",
+        "scipy.sparse",
+        "scipy.sparse.linalg",
+        "scipy.optimize",
+        "sklearn.exceptions",
+        "sklearn.utils._param_validation",
+    }
+)
+
+
+@functools.cache
+def _find(name: str) -> type | None:
+    module, _, attribute = name.rpartition(".")
+    if module not in _MODULES:
+        return None
+    source = builtins if module == "builtins" else importlib.import_module(module)
+    found = getattr(source, attribute, None)
+    return found if isinstance(found, type) else None
+
+
+def exception_class(name: str) -> type[Exception] | None:
+    """Find an exception class by its qualified name; None if it is not one of the known modules'."""
+    found = _find(name)
+    return found if found is not None and issubclass(found, Exception) and not issubclass(found, Warning) else None
+
+
+def warning_class(name: str) -> type[Warning]:
+    """Find a warning category by its qualified name; UserWarning if it is unknown."""
+    found = _find(name)
+    return found if found is not None and issubclass(found, Warning) else UserWarning
+
+
+def error_of(status: int, body: bytes) -> Exception:
+    """Make the exception that an error answer stands for."""
+    try:
+        error = json.loads(body)["error"]
+        code, message = str(error["code"]), str(error["message"])
+        hint, request_id = str(error.get("hint") or ""), str(error.get("request_id") or "")
+    except (ValueError, KeyError, TypeError):
+        return ProtocolError(f"the server answered {status} in a form that is not ours: {body[:200]!r}")
+    if code == "estimator_error":
+        return _estimator_error(error.get("exception"), message, hint, request_id)
+    kind = CODE_CLASSES.get(code, RemoteError)
+    return kind(message, hint=hint, code=code, request_id=request_id)
+
+
+def _estimator_error(info: Any, message: str, hint: str, request_id: str) -> Exception:
+    name = str(info.get("type", "")) if isinstance(info, dict) else ""
+    text = str(info.get("message", message)) if isinstance(info, dict) else message
+    kind = exception_class(name)
+    if kind is not None:
+        try:
+            return kind(text)
+        except TypeError:  # a constructor with other parameters
+            pass
+    return RemoteError(f"{name}: {text}" if name else text, hint=hint, code="estimator_error", request_id=request_id)
+
+
+def is_lost_model(error: BaseException) -> bool:
+    """Tell whether an error means that the server no longer has the model."""
+    return isinstance(error, GSBError) and error.code in ("model_lost", "session_lost")
