@@ -13,7 +13,8 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.errno cimport EINTR
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 import math
@@ -83,6 +84,7 @@ cdef extern from "core/slots.h" nogil:
         uint32_t region_start[3]
         uint32_t n_slots
         uint32_t max_clients
+        uint64_t table_nbytes
         uint64_t slots_offset
         uint64_t file_nbytes
 
@@ -113,6 +115,7 @@ cdef extern from "core/slots.h" nogil:
     uint32_t shmpool_relaxed32(const uint32_t *p) noexcept
     void shmpool_set64(uint64_t *p, uint64_t v) noexcept
     void shmpool_store32(uint32_t *p, uint32_t v) noexcept
+    void shmpool_raise64(uint64_t *p, uint64_t v) noexcept
     uint64_t shmpool_add64(uint64_t *p, uint64_t v) noexcept
     uint32_t shmpool_add32(uint32_t *p, uint32_t v) noexcept
     int shmpool_geometry_init(shmpool_geometry_t *g, uint64_t slot_nbytes, const uint32_t *region_slots,
@@ -154,7 +157,6 @@ cdef extern from "os/os.h" nogil:
     uint64_t shmpool_os_monotonic_ns() noexcept
     int shmpool_os_lock(int fd, int64_t byte, int mode) noexcept
     int shmpool_os_reserve(int fd, uint64_t offset, uint64_t nbytes) noexcept
-    void shmpool_os_release(int fd, uint64_t offset, uint64_t nbytes) noexcept
     int shmpool_os_map(int fd, uint64_t nbytes, void **base) noexcept
     void shmpool_os_unmap(void *base, uint64_t nbytes) noexcept
     int shmpool_os_populate(void *address, uint64_t nbytes, int write) noexcept
@@ -182,8 +184,8 @@ cdef extern from "numpy/arrayobject.h":
 cdef uint64_t WAIT_PERIOD_NS = 10_000_000
 # Memory is reserved in steps, so that growing arrays in one slot do not make one system call each.
 cdef uint64_t RESERVE_STEP = 2 << 20
-# Long system calls are cut into pieces, so that Ctrl-C is served and a timer signal cannot starve one.
-cdef uint64_t PIECE_NBYTES = 32 << 20
+# Page tables are filled in pieces of a few milliseconds; smaller ones cost more (docs/performance-notes.md).
+cdef uint64_t PIECE_NBYTES = 8 << 20
 # Below this, faulting the pages one by one is cheaper than asking the kernel for them (docs/performance-notes.md).
 cdef uint64_t POPULATE_NBYTES = 256 << 10
 cdef uint64_t DATA_ALIGN = 64
@@ -272,13 +274,16 @@ def lock(int fd, int64_t byte, int mode):
 
 def reserve(int fd, uint64_t offset, uint64_t nbytes):
     """Back a range of the file with memory. Raises OSError (ENOSPC) and leaves no SIGBUS behind."""
-    cdef int rc
-    with nogil:
-        rc = shmpool_os_reserve(fd, offset, nbytes)
+    cdef int rc = -EINTR
+    while rc == -EINTR:
+        with nogil:
+            rc = shmpool_os_reserve(fd, offset, nbytes)
+        PyErr_CheckSignals()
     if rc < 0:
         raise OSError(-rc, f"reserving {nbytes} bytes failed")
 
 
+@cython.final
 cdef class Geometry:
     """The four numbers that define a pool, and what follows from them. Immutable."""
 
@@ -329,6 +334,11 @@ cdef class Geometry:
     @property
     def slots_offset(self):
         return self.g.slots_offset
+
+    @property
+    def table_nbytes(self):
+        """Bytes of header, counters and tables, in whole pages."""
+        return self.g.table_nbytes
 
     @property
     def file_nbytes(self):
@@ -555,6 +565,7 @@ cdef class Claim:
             self.core.end_claim(self.head, self.generation, self.span)
 
 
+@cython.final
 cdef class Loan:
     """An array born in the pool, to be filled in place and then sealed: no copy at all.
 
@@ -641,8 +652,7 @@ cdef class Core:
     cdef bint closed      # no new operations
     cdef bint attached    # mapping and identity exist
     cdef Py_ssize_t live  # pins, claims and running calls that need the mapping
-    cdef uint64_t *populated_write
-    cdef uint64_t *populated_read
+    cdef uint64_t *populated  # per slot: bytes from its start that are in this process's page tables
     cdef object reclaim_lock
     cdef readonly bytes uuid
     cdef readonly Geometry geometry
@@ -670,9 +680,8 @@ cdef class Core:
         if rc < 0:
             raise OSError(-rc, "mapping the pool file failed")
         shmpool_bind(&self.p, &geometry.g, <uint8_t *>base)
-        self.populated_write = <uint64_t *>PyMem_Calloc(geometry.g.n_slots, sizeof(uint64_t))
-        self.populated_read = <uint64_t *>PyMem_Calloc(geometry.g.n_slots, sizeof(uint64_t))
-        if self.populated_write == NULL or self.populated_read == NULL:
+        self.populated = <uint64_t *>PyMem_Calloc(geometry.g.n_slots, sizeof(uint64_t))
+        if self.populated == NULL:
             raise MemoryError
         cdef uint32_t index
         if alone:
@@ -696,10 +705,8 @@ cdef class Core:
 
     def __dealloc__(self):
         self.detach()
-        if self.populated_write != NULL:
-            PyMem_Free(self.populated_write)
-        if self.populated_read != NULL:
-            PyMem_Free(self.populated_read)
+        if self.populated != NULL:
+            PyMem_Free(self.populated)
 
     # -- lifetime ------------------------------------------------------------------------------------------------
 
@@ -909,7 +916,7 @@ cdef class Core:
         raise full_error(self, REGIONS[region], span, (now - start) / 1e9)
 
     cdef int back(self, uint32_t head, uint64_t nbytes, bint write) except -1:
-        """Reserve memory for the first nbytes of a span (write), and fill this process's page tables for them.
+        """Have memory behind the first nbytes of a span (write), and this process's page tables filled for them.
 
         The reservation is what keeps a full tmpfs from becoming a SIGBUS; populating is speed only, so its failure
         is ignored.
@@ -917,90 +924,81 @@ cdef class Core:
         cdef uint64_t slot_nbytes = self.p.geometry.slot_nbytes
         cdef uint32_t slot = head
         cdef uint64_t left = max(nbytes, <uint64_t>1)
-        cdef uint64_t need
+        cdef uint64_t need, old
         while left > 0:
             need = min(left, slot_nbytes)
-            if write:
-                self.reserve_slot(slot, need)
-            if need >= POPULATE_NBYTES:
-                if write and self.populated_write[slot] < need:
-                    self.populate_slot(slot, self.populated_write[slot], need, True)
-                elif not write and max(self.populated_read[slot], self.populated_write[slot]) < need:
-                    self.populate_slot(slot, max(self.populated_read[slot], self.populated_write[slot]), need, False)
+            old = shmpool_relaxed64(&self.p.slots[slot].reserved_nbytes)
+            if write and old < need:
+                self.reserve_slot(slot, old, need)
+            if need >= POPULATE_NBYTES and self.populated[slot] < need:
+                # Reading maps 16 present pages at a time, writably on tmpfs; only new pages want to be written.
+                with nogil:
+                    self.populate(slot, self.populated[slot], min(need, old), False)
+                    self.populate(slot, max(old, self.populated[slot]), need, write)
+                self.populated[slot] = max(self.populated[slot], need)
             left -= need
             slot += 1
         return 0
 
-    cdef int reserve_slot(self, uint32_t slot, uint64_t need) except -1:
-        cdef uint64_t have = shmpool_relaxed64(&self.p.slots[slot].reserved_nbytes)
-        if have >= need:
-            return 0
+    cdef int reserve_slot(self, uint32_t slot, uint64_t have, uint64_t need) except -1:
+        """Back bytes `have` to `need` of a slot that we own, or raise and leave it as it was."""
         cdef uint64_t want = min(round_up(need, RESERVE_STEP), self.p.geometry.slot_nbytes)
         cdef uint64_t offset = self.p.geometry.slots_offset + slot * self.p.geometry.slot_nbytes
+        # One call for all of it, because the kernel takes a whole failed call back. Only a signal, which makes it start
+        # over, cuts the call into pieces: a fast timer could otherwise keep it from ever ending.
+        cdef uint64_t piece = want - have
         cdef uint64_t done = have
-        cdef uint64_t piece
         cdef int rc = 0
         while done < want:
-            piece = min(want - done, PIECE_NBYTES)
             with nogil:
-                rc = shmpool_os_reserve(self.fd, offset + done, piece)
-            if rc < 0:
-                break
-            done += piece
-            PyErr_CheckSignals()
-        if rc < 0:
-            if done > have:  # give back what helps nobody
-                shmpool_os_release(self.fd, offset + have, done - have)
-            from .space import space_error
-            raise space_error(-rc, self.fd, want - have)
-        SHMPOOL_FAILPOINT("reserve.before_mark")
-        shmpool_set64(&self.p.slots[slot].reserved_nbytes, want)
+                rc = shmpool_os_reserve(self.fd, offset + done, min(piece, want - done))
+            if rc == -EINTR:
+                PyErr_CheckSignals()
+                piece = RESERVE_STEP
+            elif rc < 0:
+                from .space import space_error
+                raise space_error(-rc, self.fd, want - done)
+            else:
+                done += min(piece, want - done)
+                shmpool_raise64(&self.p.slots[slot].reserved_nbytes, done)
         return 0
 
-    cdef void populate_slot(self, uint32_t slot, uint64_t start, uint64_t end, bint write) noexcept:
+    cdef void populate(self, uint32_t slot, uint64_t start, uint64_t end, bint write) noexcept nogil:
         cdef uint8_t *data = shmpool_slot_data(&self.p, slot)
         cdef uint64_t at = start // SHMPOOL_PAGE * SHMPOOL_PAGE
         cdef uint64_t piece
         end = round_up(end, SHMPOOL_PAGE)
-        with nogil:
-            while at < end:
-                piece = min(end - at, PIECE_NBYTES)
-                if shmpool_os_populate(data + at, piece, write) < 0:
-                    break
-                at += piece
-        if write:
-            self.populated_write[slot] = max(self.populated_write[slot], end)
-        else:
-            self.populated_read[slot] = max(self.populated_read[slot], end)
+        while at < end:
+            piece = min(end - at, PIECE_NBYTES)
+            if shmpool_os_populate(data + at, piece, write) < 0:
+                break
+            at += piece
 
-    def warm(self, uint32_t slot, uint64_t nbytes, bint allocate):
-        """Prepare one slot for a first use, a piece per call of the loop, until `close` or done.
+    def warm(self, uint32_t slot, uint64_t nbytes):
+        """Prepare the first nbytes of a slot for use, whoever owns it; contents are not touched.
 
-        With `allocate`, memory is reserved where the file has none; the contents of the slot are not touched, so
-        it does not matter who owns it. Returns False when there was no memory or the pool was closed.
+        New pages are populated, never reserved: a reservation of ours that fails would take back pages which the
+        slot's owner has reserved and not touched yet, and the owner would meet a SIGBUS. What is populated is there for
+        good, so the mark may say so. Returns False when there was no memory, or after `stop_warm` or `close`.
         """
         self.check_open()
-        cdef uint64_t offset = self.p.geometry.slots_offset + slot * self.p.geometry.slot_nbytes
+        cdef uint8_t *data = shmpool_slot_data(&self.p, slot)
         cdef uint64_t at = 0
         cdef uint64_t piece
-        cdef int rc = 0
+        cdef int rc
         nbytes = min(nbytes, self.p.geometry.slot_nbytes)
         self.live += 1
         try:
             while at < nbytes and not self.stop_warming and not self.closed:
-                piece = min(nbytes - at, PIECE_NBYTES // 4)
+                piece = min(nbytes - at, PIECE_NBYTES)
                 with nogil:
-                    if allocate and shmpool_relaxed64(&self.p.slots[slot].reserved_nbytes) < at + piece:
-                        rc = shmpool_os_reserve(self.fd, offset + at, piece)
-                    if rc == 0:
-                        rc = shmpool_os_populate(shmpool_slot_data(&self.p, slot) + at, piece, allocate)
+                    rc = shmpool_os_populate(
+                        data + at, piece, shmpool_relaxed64(&self.p.slots[slot].reserved_nbytes) < at + piece)
                 if rc < 0:
                     return False
                 at += piece
-                if allocate:
-                    self.populated_write[slot] = max(self.populated_write[slot], at)
-                else:
-                    self.populated_read[slot] = max(self.populated_read[slot], at)
+                shmpool_raise64(&self.p.slots[slot].reserved_nbytes, at)
+                self.populated[slot] = max(self.populated[slot], at)
             return at >= nbytes
         finally:
             self.release()
@@ -1229,7 +1227,6 @@ cdef class Core:
             text = <const char *>(data + d.dtype_offset)
         cdef cnp.dtype dtype = dtype_of(PyBytes_FromStringAndSize(text, d.dtype_nbytes))
         cdef cnp.npy_intp[64] dims
-        cdef object expected = dtype.itemsize
         cdef int k
         cdef uint64_t product = dtype.itemsize
         cdef bint overflow = False

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """How a process comes to be attached to a pool: create, recover or join (docs/format.md, *open*).
 
-The rule that makes it safe to be killed anywhere in here: whoever holds byte 0 of the lock file exclusively is
-alone, and only that one creates or repairs. The kernel releases the byte at death, so a half-made pool is always found by
+The rule that makes it safe to be killed anywhere in here: whoever holds byte 0 of the lock file exclusively is alone,
+and only that one creates or repairs. The kernel releases the byte at death, so a half-made pool is always found by
 somebody who is alone and may make it anew.
 """
 
@@ -34,7 +34,9 @@ __all__ = ["Mode", "attach", "remove"]
 
 # Mappings of these go stale or lose writes between kernels, and their locks do not cross (WSL2's drives, FUSE,
 # network file systems): a pool there would return wrong numbers, not errors.
-INCOHERENT = frozenset({"9p", "drvfs", "wslfs", "lxfs", "nfs", "nfs4", "cifs", "smb3", "smbfs", "virtiofs", "ceph", "afs"})
+INCOHERENT = frozenset(
+    {"9p", "drvfs", "wslfs", "lxfs", "nfs", "nfs4", "cifs", "smb3", "smbfs", "virtiofs", "ceph", "afs"}
+)
 
 
 class Mode(enum.Enum):
@@ -122,11 +124,11 @@ def _build(fd: int, geometry: _core.Geometry) -> bytes:
     try:
         os.ftruncate(fd, geometry.file_nbytes)
         _core.failpoint("create.sized")
-        _core.reserve(fd, 0, geometry.slots_offset if geometry.slots_offset < 1 << 20 else _table_nbytes(geometry))
+        _core.reserve(fd, 0, geometry.table_nbytes)
     except OSError as error:
         os.ftruncate(fd, 0)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise space_error(error.errno, fd, _table_nbytes(geometry)) from None
+            raise space_error(error.errno, fd, geometry.table_nbytes) from None
         raise
     _core.failpoint("create.reserved")
     uuid = secrets.token_bytes(16)
@@ -138,12 +140,6 @@ def _build(fd: int, geometry: _core.Geometry) -> bytes:
     os.pwrite(fd, page[16:20], 16)
     _core.failpoint("create.ready")
     return page
-
-
-def _table_nbytes(geometry: _core.Geometry) -> int:
-    pin_stride = (geometry.max_clients * 4 + 63) // 64 * 64
-    tables = 2 * _core.PAGE_NBYTES + geometry.n_slots * (1024 + pin_stride) + geometry.max_clients * 256
-    return min(int(geometry.slots_offset), (tables + _core.PAGE_NBYTES - 1) // _core.PAGE_NBYTES * _core.PAGE_NBYTES)
 
 
 def attach(
@@ -247,9 +243,7 @@ def remove(path: Path) -> None:
     try:
         check_owner(lock_fd, lock_file)
         if not _core.lock(lock_fd, _core.LOCK_BYTE_LIFE, _core.LOCK_EXCLUSIVE) or not _same_file(lock_fd, lock_file):
-            raise PoolExistsError(
-                f"the pool at {path} is in use.", hint="`python -m shmpool stat` shows by whom"
-            )
+            raise PoolExistsError(f"the pool at {path} is in use.", hint="`python -m shmpool stat` shows by whom")
         if path.exists():
             fd = _open_file(path, create=False)
             try:

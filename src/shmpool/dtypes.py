@@ -9,7 +9,7 @@ untrusted: it is parsed, never evaluated.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def _encode(dtype: np.dtype[Any]) -> Any:
         return {"base": _encode(base), "shape": list(shape)}
     if dtype.names is None:
         return dtype.str
-    fields = dtype.fields or {}
+    fields: dict[str, Any] = dict(dtype.fields or {})
     encoded: dict[str, Any] = {
         "names": list(dtype.names),
         "formats": [_encode(fields[name][0]) for name in dtype.names],
@@ -44,7 +44,9 @@ def _decode(spec: Any) -> np.dtype[Any]:
         return np.dtype((_decode(spec["base"]), tuple(int(n) for n in spec["shape"])))
     fields = {key: spec[key] for key in ("names", "offsets", "itemsize", "titles") if key in spec}
     fields["formats"] = [_decode(item) for item in spec["formats"]]
-    return np.dtype(fields, align=bool(spec.get("aligned", False)))
+    if spec.get("aligned", False):
+        return cast("np.dtype[Any]", np.dtype(fields, align=True))  # type: ignore[call-overload]  # NumPy's stubs lack dict
+    return cast("np.dtype[Any]", np.dtype(fields))  # type: ignore[call-overload]
 
 
 def dtype_to_text(dtype: np.dtype[Any]) -> bytes:

@@ -8,14 +8,15 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _core
+from ._core import Core, Geometry, Handle, Loan
 from .attach import Mode, attach, remove
 from .errors import UnsupportedDtypeError
 from .paths import default_path
@@ -37,7 +38,8 @@ _AUTO_KEEP_FREE = 2
 _open_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
-class ClientId(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ClientId:
     """One attachment to one pool. ``nonce`` is random, so a later client of the same index is another one."""
 
     index: int
@@ -64,9 +66,12 @@ class Pool:
     def __init__(self) -> None:
         raise TypeError("use Pool.open(), Pool.create() or Pool.attach()")
 
-    _core: _core.Core
+    _core: Core
     _path: Path
+    _prefault_nbytes: int
+    _attach_timeout: float
     _warmer: threading.Thread | None
+    filesystem: str
     created: bool
 
     # -- opening -------------------------------------------------------------------------------------------------
@@ -120,7 +125,7 @@ class Pool:
         PoolBusyError, TooManyClientsError
             See there.
         """
-        geometry = _core.Geometry(slot_nbytes, input_slots, output_slots, scratch_slots, max_clients)
+        geometry = Geometry(slot_nbytes, input_slots, output_slots, scratch_slots, max_clients)
         return cls._attach(path, Mode.OPEN, geometry, timeout, prefault_nbytes, attach_timeout)
 
     @classmethod
@@ -146,7 +151,7 @@ class Pool:
         PoolExistsError
             Somebody is attached to the pool at this path.
         """
-        geometry = _core.Geometry(slot_nbytes, input_slots, output_slots, scratch_slots, max_clients)
+        geometry = Geometry(slot_nbytes, input_slots, output_slots, scratch_slots, max_clients)
         return cls._attach(path, Mode.CREATE, geometry, timeout, prefault_nbytes, attach_timeout)
 
     @classmethod
@@ -172,7 +177,7 @@ class Pool:
         cls,
         path: str | os.PathLike[str] | None,
         mode: Mode,
-        geometry: _core.Geometry | None,
+        geometry: Geometry | None,
         timeout: float,
         prefault_nbytes: int,
         attach_timeout: float,
@@ -184,7 +189,7 @@ class Pool:
         self._enter(mode, geometry, timeout)
         return self
 
-    def _enter(self, mode: Mode, geometry: _core.Geometry | None, timeout: float) -> None:
+    def _enter(self, mode: Mode, geometry: Geometry | None, timeout: float) -> None:
         self._core, self.created = attach(
             self._path, mode, geometry, attach_timeout=self._attach_timeout, default_timeout=timeout
         )
@@ -268,7 +273,7 @@ class Pool:
         return self._core.epoch
 
     @property
-    def geometry(self) -> _core.Geometry:
+    def geometry(self) -> Geometry:
         """slot_nbytes, input_slots, output_slots, scratch_slots, n_slots, max_clients, nbytes."""
         return self._core.geometry
 
@@ -289,11 +294,11 @@ class Pool:
 
     def is_alive(self, client: ClientId) -> bool:
         """Whether that very attachment lives. Decided by its kernel lock: no pid, no time-out."""
-        return self._core.is_alive(*client)
+        return self._core.is_alive(client.index, client.nonce)
 
     # -- arrays --------------------------------------------------------------------------------------------------
 
-    def put(self, array: ArrayLike, region: Region = "input", timeout: float | None = None) -> _core.Handle:
+    def put(self, array: ArrayLike, region: Region = "input", timeout: float | None = None) -> Handle:
         """Copy an array into the pool and seal it.
 
         Parameters
@@ -339,7 +344,7 @@ class Pool:
         order: Literal["C", "F"] = "C",
         region: Region = "input",
         timeout: float | None = None,
-    ) -> _core.Loan:
+    ) -> Loan:
         """Claim an array that is born in the pool, to be filled in place: no copy at all.
 
         ::
@@ -369,7 +374,7 @@ class Pool:
         """
         return self._core.loan(shape, dtype, order, region, timeout)
 
-    def get(self, handle: _core.Handle, copy: bool | Literal["auto"] = False) -> NDArray[Any]:
+    def get(self, handle: Handle, copy: bool | Literal["auto"] = False) -> NDArray[Any]:
         """The array behind a handle.
 
         Parameters
@@ -398,14 +403,14 @@ class Pool:
         Concurrency: any thread, any process; a free at the same time either happens after the view is gone or makes
         this raise. Lifetime: the view stays good after :meth:`close`.
         """
-        if copy == "auto":
-            copy = handle.nbytes < _AUTO_COPY_NBYTES
-            if not copy and handle.slot < self._core.geometry.n_slots:
-                region = self._core.geometry.region_of(handle.slot)
-                copy = self._core.n_free(region) < _AUTO_KEEP_FREE
-        return self._core.get(handle, copy)
+        return self._core.get(handle, self._copy_is_better(handle) if copy == "auto" else copy)
 
-    def free(self, handle: _core.Handle) -> None:
+    def _copy_is_better(self, handle: Handle) -> bool:
+        if handle.nbytes < _AUTO_COPY_NBYTES or handle.slot >= self._core.geometry.n_slots:
+            return True
+        return self._core.n_free(self._core.geometry.region_of(handle.slot)) < _AUTO_KEEP_FREE
+
+    def free(self, handle: Handle) -> None:
         """Free an array: now, or when the last view of it is gone. Any client may, once.
 
         Raises
@@ -417,12 +422,12 @@ class Pool:
 
     # -- ownership -----------------------------------------------------------------------------------------------
 
-    def owner(self, handle: _core.Handle) -> ClientId | None:
+    def owner(self, handle: Handle) -> ClientId | None:
         """The client with which the array lives and dies; None if it is nobody's."""
         found = self._core.owner(handle)
         return None if found is None else ClientId(*found)
 
-    def give(self, handle: _core.Handle, client: ClientId) -> None:
+    def give(self, handle: Handle, client: ClientId) -> None:
         """Make `client` the owner: from then on the array lives and dies with it instead of with us.
 
         Raises
@@ -432,9 +437,9 @@ class Pool:
         StaleHandleError
             The array was freed.
         """
-        self._core.give(handle, *client)
+        self._core.give(handle, client.index, client.nonce)
 
-    def adopt(self, handle: _core.Handle) -> None:
+    def adopt(self, handle: Handle) -> None:
         """Become the owner of an array that another client put.
 
         Raises
@@ -442,7 +447,7 @@ class Pool:
         StaleHandleError
             The array was freed, perhaps because its owner died.
         """
-        self._core.give(handle, *self.client)
+        self._core.give(handle, self._core.client_index, self._core.client_nonce)
 
     def reclaim(self) -> int:
         """Free at once what dead clients left; how many there were. Claims do this by themselves when they need to."""

@@ -2,8 +2,8 @@
 """Prefaulting: have the next slots' memory ready before the first array arrives.
 
 Copying 512 MB takes tens of milliseconds; making the kernel find, zero and map 131,072 pages takes hundreds
-(docs/performance.md, *first touch*). So a background thread reserves the slots that the rotation counter will hand out
-first and fills this process's page tables for them. It never touches contents and stops at `close`.
+(docs/performance-notes.md, *first touch*). So a background thread populates the slots that the rotation counter will
+hand out first, in memory and in this process's page tables. It never touches contents and stops at `close`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _warm(core: _core.Core, path: str, nbytes: int) -> None:
         n = geometry.input_slots
         start = core.counters()["input"]
         for step in range(n):
-            if left <= 0 or not core.warm((start + step) % n, left, True):
+            if left <= 0 or not core.warm((start + step) % n, left):
                 return
             left -= geometry.slot_nbytes
 

@@ -99,4 +99,11 @@ static inline uint32_t shmpool_swap32(uint32_t *p, uint32_t v) {
 }
 #endif
 
+/* Raise a mark that only grows, against others who raise it too. */
+static inline void shmpool_raise64(uint64_t *p, uint64_t v) {
+    for (uint64_t old = shmpool_relaxed64(p); old < v; old = shmpool_relaxed64(p))
+        if (shmpool_cas64(p, old, v))
+            return;
+}
+
 #endif

@@ -153,6 +153,7 @@ typedef struct {
     uint64_t client_table_offset;
     uint64_t pin_table_offset;
     uint64_t pin_stride;
+    uint64_t table_nbytes; /* header, counters and tables, in whole pages: what must be reserved */
     uint64_t slots_offset;
     uint64_t file_nbytes;
 } shmpool_geometry_t;
@@ -233,6 +234,7 @@ static inline int shmpool_geometry_init(shmpool_geometry_t *g, uint64_t slot_nby
     g->pin_stride = ((uint64_t)max_clients * 4 + 63) / 64 * 64;
     uint64_t align = slot_nbytes >= SHMPOOL_HUGE_PAGE ? SHMPOOL_HUGE_PAGE : SHMPOOL_PAGE;
     uint64_t end = g->pin_table_offset + g->n_slots * g->pin_stride;
+    g->table_nbytes = (end + SHMPOOL_PAGE - 1) / SHMPOOL_PAGE * SHMPOOL_PAGE;
     g->slots_offset = (end + align - 1) / align * align;
     g->file_nbytes = g->slots_offset + g->n_slots * slot_nbytes;
     return g->file_nbytes > (uint64_t)INT64_MAX ? SHMPOOL_EINVAL : SHMPOOL_OK;

@@ -48,30 +48,17 @@ static inline int shmpool_os_lock(int fd, int64_t byte, int mode) {
     }
 }
 
-/* Back [offset, offset + nbytes) of the file with memory, or fail without side effects. The kernel
- * gives up a partial tmpfs reservation by itself when it runs out. EINTR starts over: a reservation
- * that is interrupted by a timer signal more often than it can finish would otherwise never end, so
- * the caller asks for pieces of bounded size. */
+/* Back [offset, offset + nbytes) of the file with memory, or fail. On tmpfs the kernel takes a failed call
+ * back: it removes the pages of the range that nobody has touched yet. That includes pages which an
+ * EARLIER reservation of the same range made, so only the owner of a slot may reserve in it. -EINTR: a
+ * signal came first and everything is as before. */
 static inline int shmpool_os_reserve(int fd, uint64_t offset, uint64_t nbytes) {
-    for (;;) {
-        if (fallocate(fd, 0, (off_t)offset, (off_t)nbytes) == 0)
-            return 0;
-        if (errno == EOPNOTSUPP || errno == ENOSYS) {
-            /* posix_fallocate emulates by writing, and returns the error instead of setting errno */
-            int rc = posix_fallocate(fd, (off_t)offset, (off_t)nbytes);
-            if (rc == 0)
-                return 0;
-            if (rc != EINTR)
-                return -rc;
-        } else if (errno != EINTR) {
-            return -errno;
-        }
-    }
-}
-
-/* Give a reserved range back; it reads as zeros afterwards. Only the owner of the slot does this. */
-static inline void shmpool_os_release(int fd, uint64_t offset, uint64_t nbytes) {
-    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)nbytes);
+    if (fallocate(fd, 0, (off_t)offset, (off_t)nbytes) == 0)
+        return 0;
+    if (errno != EOPNOTSUPP && errno != ENOSYS)
+        return -errno;
+    /* emulates by writing, and returns the error instead of setting errno */
+    return -posix_fallocate(fd, (off_t)offset, (off_t)nbytes);
 }
 
 static inline int shmpool_os_map(int fd, uint64_t nbytes, void **base) {
