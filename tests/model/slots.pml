@@ -12,6 +12,7 @@
  * Configuration, by -D:
  *   NS slots, NC client indices, NP processes, SPANS (claims of two adjacent slots exist)
  *   P0 .. P3: INIT of process p: attached index + 1 (0: a newcomer), operations, budget of operations
+ *   HW0: client_high_water at the start
  *   MAXCRASH deaths and MAXSTOP stops in one run
  */
 
@@ -79,6 +80,12 @@ bool att[NC]; /* the holder of index i has finished its attach */
 hidden byte NEVER_TWO_OWNERS, NEVER_PINNED_RECLAIMED, NO_TORN_READ, EVERY_DEAD_FREED;
 hidden byte DOUBLE_FREE_DETECTED, NO_STRANDED_RETIRED, NEVER_EVICTED_ALIVE;
 hidden byte z, zi;
+
+/* Situations met, printed by the verifier the first time, so that a test can tell that a search that
+ * found nothing wrong was at the places where something could go wrong. */
+c_decl { static unsigned char met[64]; };
+#define MET(n, what)                                                                               \
+    c_code { if (!met[n]) { met[n] = 1; printf("met: %s\n", what); } }
 
 #define DIRTY 255
 #define TAG(s, g) ((g) * 4 + (s))
@@ -191,9 +198,16 @@ inline stop()
     goto claim;                                                                                    \
     :: d_step {                                                                                    \
         OP(CLAIM1 | CLAIM2) && S < NS && st[S] == RETIRED ->                                       \
-            left--; fs = S; fg = gen[S]; fo = own[S]                                               \
+            left--; fs = S; fg = gen[S]; fo = own[S];                                              \
+            MET(10, "claim offers RETIRED to finalize")                                            \
     }                                                                                              \
     goto finalize
+
+#ifdef MUT_PIN_NO_GENERATION
+#define PIN_HOLDS (st[hs] == SEALED)
+#else
+#define PIN_HOLDS (gen[hs] == hg && st[hs] == SEALED)
+#endif
 
 /* reclaim, step 1: the byte in shared mode, without waiting. Refused: the client lives. */
 #if defined(MUT_CLEAN_WITHOUT_LOCK)
@@ -209,6 +223,10 @@ inline stop()
 #define RECLAIM_AT(I)                                                                              \
     :: d_step {                                                                                    \
         OP(RECLAIM) && I < NC && I != ix && TAKE_SHARED(I) ->                                      \
+            if                                                                                     \
+            :: CLEANED(I) -> MET(9, "two cleaners of one client")                                  \
+            :: else                                                                                \
+            fi;                                                                                    \
             left--; HOLD(I); ci = I; rc = 1; rs = 0                                                \
     }                                                                                              \
     goto again
@@ -241,7 +259,12 @@ proctype client(byte me; byte ix; byte mask; byte left)
 again:
     if
     /* -- reclaim client ci ------------------------------------------------------------------- */
+#ifdef MUT_NONCE_AFTER_UNLOCK
+    :: d_step { rc == 1 -> rc = 2; rs = 0 } goto again
+    :: d_step { rc == 7 -> nonce[ci] = 0; rc = 0; ci = 0 } goto again
+#else
     :: d_step { rc == 1 -> nonce[ci] = 0; rc = 2; rs = 0 } goto again
+#endif
 #ifdef MUT_ZERO_ROW_AFTER_UNLOCK
     :: d_step { rc == 2 -> rc = 3 } goto again
 #else
@@ -259,8 +282,11 @@ again:
         if
         :: d_step {
             if
-            :: IS(rs, tg, ci + 1, WRITING) -> OWN_ALONE(rs); TO_FREE(rs, tg)
-            :: else
+            :: IS(rs, tg, ci + 1, WRITING) ->
+                OWN_ALONE(rs);
+                TO_FREE(rs, tg);
+                MET(0, "reclaim frees WRITING")
+            :: else -> MET(1, "reclaim lost WRITING to another cleaner")
             fi;
             forget();
             rs++
@@ -274,9 +300,12 @@ again:
                 SET(rs, tg, 0, RETIRED);
                 ret[rs] = tg;
                 fs = rs; fg = tg; fo = 0; tg = 0;
+                MET(2, "reclaim retires SEALED");
                 rs++
         } goto finalize
-        :: d_step { !IS(rs, tg, ci + 1, SEALED) -> forget(); rs++ } goto again
+        :: d_step {
+            !IS(rs, tg, ci + 1, SEALED) -> forget(); rs++; MET(3, "reclaim lost SEALED")
+        } goto again
         CRASH
         fi
     :: d_step { rc == 3 && rs < NS && st[rs] == RETIRED -> fs = rs; fg = gen[rs]; fo = own[rs]; rs++ }
@@ -290,7 +319,13 @@ again:
                 if
 #ifndef MUT_TAIL_NO_HEAD_CHECK
                 :: d_step { /* the span is alive */
-                    gen[s] == g && (st[s] == SEALED || st[s] == RETIRED) -> forget(); rs++
+                    gen[s] == g && (st[s] == SEALED || st[s] == RETIRED) ->
+                        if
+                        :: xl[ci] == me + 1 -> MET(4, "newcomer leaves a TAIL of its index to its head")
+                        :: else -> MET(5, "cleaner leaves a TAIL to its head")
+                        fi;
+                        forget();
+                        rs++
                 } goto again
                 :: d_step {
                     !(gen[s] == g && (st[s] == SEALED || st[s] == RETIRED)) -> s = 0; g = 0
@@ -301,8 +336,11 @@ again:
                     if
                     :: d_step {
                         if
-                        :: IS(rs, tg, ci + 1, TAIL) -> OWN_ALONE(rs); TO_FREE(rs, tg)
-                        :: else
+                        :: IS(rs, tg, ci + 1, TAIL) ->
+                            OWN_ALONE(rs);
+                            TO_FREE(rs, tg);
+                            MET(6, "reclaim frees an orphan TAIL")
+                        :: else -> MET(7, "reclaim lost a TAIL")
                         fi;
                         forget();
                         rs++
@@ -326,8 +364,10 @@ again:
             :: xl[ci] == me + 1 && ix == ci -> rc = 5
             :: else ->
                 cl[me] = 0;
-#ifdef MUT_ZERO_ROW_AFTER_UNLOCK
+#if defined(MUT_ZERO_ROW_AFTER_UNLOCK)
                 rc = 4
+#elif defined(MUT_NONCE_AFTER_UNLOCK)
+                rc = 7
 #else
                 rc = 0; ci = 0
 #endif
@@ -354,7 +394,9 @@ again:
 #endif
             rc = 6
     } goto again
-    :: d_step { rc == 6 -> nonce[ci] = 1; att[ci] = 1; rc = 0; ci = 0 } goto again
+    :: d_step {
+        rc == 6 -> nonce[ci] = 1; att[ci] = 1; rc = 0; ci = 0; MET(8, "newcomer attached")
+    } goto again
 
     /* -- begin an operation --------------------------------------------------------------------- */
     CLAIM_AT(0);
@@ -376,7 +418,8 @@ again:
 #endif
     :: d_step { OP(UNREF) && hg && !(gen[hs] == hg && st[hs] == SEALED) ->
         left--;
-        assert(ret[hs] >= hg || DOUBLE_FREE_DETECTED)
+        assert(ret[hs] >= hg || DOUBLE_FREE_DETECTED);
+        MET(11, "free refused: stale")
     } goto again
     :: d_step {
         OP(UNREF) && hg && gen[hs] == hg && st[hs] == SEALED ->
@@ -397,8 +440,8 @@ again:
         if
         :: d_step {
             if
-            :: IS(hs, hg, fo, SEALED) -> SET(hs, hg, ix + 1, SEALED)
-            :: else
+            :: IS(hs, hg, fo, SEALED) -> SET(hs, hg, ix + 1, SEALED); MET(12, "adopted")
+            :: else -> MET(13, "adopt lost")
             fi;
             forget()
         } goto again
@@ -419,7 +462,7 @@ claim:
             SET(s, g, ix + 1, WRITING);
             wr[s] = me + 1
     }
-    :: d_step { !IS(s, g, 0, FREE) -> forget() } goto again
+    :: d_step { !IS(s, g, 0, FREE) -> forget(); MET(14, "claim lost") } goto again
     CRASH
     fi;
 #ifdef SPANS
@@ -449,7 +492,7 @@ claim:
                 fi
             CRASH
             fi
-        :: d_step { !IS(s + 1, g2, 0, FREE) -> g2 = 0 } goto give_back
+        :: d_step { !IS(s + 1, g2, 0, FREE) -> g2 = 0; MET(15, "claim gives back a span") } goto give_back
         CRASH
         fi
     :: d_step { sp == 2 && st[s + 1] != FREE } goto give_back
@@ -534,8 +577,8 @@ give_back:
 #ifndef MUT_PIN_NO_RECHECK
 pin_word:
     if
-    :: d_step { gen[hs] == hg && st[hs] == SEALED -> gp[me] = hs + 1 }
-    :: !(gen[hs] == hg && st[hs] == SEALED) -> goto unpin
+    :: d_step { PIN_HOLDS -> gp[me] = hs + 1 }
+    :: d_step { !PIN_HOLDS -> MET(16, "pin refused: stale") } goto unpin
     CRASH
     fi;
 #endif
@@ -543,12 +586,22 @@ pin_word:
     /* NO_TORN_READ: under a valid pin every byte is that of the handle's claim, at any time */
 read:
     if
-    :: d_step { assert(content[hs] == TAG(hs, hg) || NO_TORN_READ) }
+    :: d_step {
+        assert(content[hs] == TAG(hs, hg) || NO_TORN_READ);
+        if
+        :: st[hs] == RETIRED -> MET(17, "read of RETIRED under a pin")
+        :: else -> MET(18, "read of SEALED under a pin")
+        fi
+    }
     CRASH
     fi;
 #ifdef SPANS
     if
-    :: d_step { span[hs] == 2 -> assert(content[hs + 1] == TAG(hs, hg) || NO_TORN_READ) }
+    :: d_step {
+        span[hs] == 2 ->
+            assert(content[hs + 1] == TAG(hs, hg) || NO_TORN_READ);
+            MET(19, "read of a tail under a pin")
+    }
     :: span[hs] != 2
     CRASH
     fi;
@@ -564,7 +617,9 @@ unpin:
     CRASH
     fi;
     if
-    :: d_step { st[hs] == RETIRED -> fs = hs; fg = gen[hs]; fo = own[hs] } goto finalize
+    :: d_step {
+        st[hs] == RETIRED -> fs = hs; fg = gen[hs]; fo = own[hs]; MET(20, "unpin finalizes")
+    } goto finalize
     :: st[hs] != RETIRED -> goto again
     CRASH
     fi;
@@ -591,7 +646,15 @@ free_cas:
         !IS(hs, hg, fo, SEALED) -> assert(ret[hs] >= hg || DOUBLE_FREE_DETECTED); forget()
     } goto again
 #else
-    :: d_step { !IS(hs, hg, fo, SEALED) -> forget(); left++ } goto again /* look at the word again */
+    :: d_step { /* look at the word again */
+        !IS(hs, hg, fo, SEALED) ->
+            if
+            :: gen[hs] == hg && st[hs] == SEALED -> MET(21, "free goes on after an adoption")
+            :: else -> MET(22, "free lost")
+            fi;
+            forget();
+            left++
+    } goto again
 #endif
     CRASH
     fi;
@@ -617,7 +680,7 @@ row:
     sp = 0;
 #else
     if
-    :: d_step { CELL(fs, j) != 0 -> forget() } goto again
+    :: d_step { CELL(fs, j) != 0 -> forget(); MET(23, "finalize put off by a count") } goto again
     :: d_step { CELL(fs, j) == 0 && j < sp - 1 -> j++ } goto row
     :: d_step { CELL(fs, j) == 0 && j == sp - 1 -> j = 0; sp = 0 }
     CRASH
@@ -656,7 +719,9 @@ tails:
     fi;
     if
     :: lkg[fs + 1] == fg
-    :: d_step { lkg[fs + 1] != fg -> tg = 0; to_ = 0 } goto head
+    :: d_step {
+        lkg[fs + 1] != fg -> tg = 0; to_ = 0; MET(24, "finalize sees a TAIL of a later claim")
+    } goto head
     CRASH
     fi;
 #endif
@@ -664,7 +729,7 @@ tails:
     :: d_step {
         if
         :: IS(fs + 1, tg, to_, TAIL) -> OWN_ALONE(fs + 1); TO_FREE(fs + 1, tg)
-        :: else
+        :: else -> MET(25, "finalize lost a TAIL")
         fi;
         tg = 0;
         to_ = 0
@@ -677,7 +742,7 @@ head:
     :: d_step {
         if
         :: IS(fs, fg, fo, RETIRED) -> TO_FREE(fs, fg)
-        :: else
+        :: else -> MET(26, "finalize lost the head")
         fi;
         forget()
     } goto again
@@ -694,7 +759,11 @@ end_dead:
     false
 }
 
-/* ---- the last cleaner: everybody is at rest, dead or stopped; claim's finalize, then reclaim ------- */
+/* ---- the last cleaner: everybody is at rest, dead or stopped ---------------------------------------
+ *
+ * It does what a claim does that finds nothing: finalize what is RETIRED, then reclaim the dead among
+ * the owners and pinners seen, again until there is nothing left to see. Nobody else runs any more, so
+ * it is one step here. */
 
 inline last_finalize(S)
 {
@@ -726,7 +795,7 @@ inline last_finalize(S)
 
 proctype last_cleaner()
 {
-    byte i, s;
+    byte i, s, k;
     d_step {
         ALL_AT_REST ->
         checked = true;
@@ -748,20 +817,30 @@ proctype last_cleaner()
             s++
         :: else -> break
         od;
-        i = 0;
+        k = 0;
         do
-        :: i < NC ->
+        :: k < NC * NC ->
+            i = k % NC;
+            z = 0; /* is i seen as an owner, or as a pinner of what waits to be freed? */
+            do
+            :: z < NS && own[z] != i + 1 && !(st[z] == RETIRED && CELL(z, i)) -> z++
+            :: else -> break
+            od;
             if
 #ifdef MUT_CLEANER_EXCLUSIVE
-            :: xl[i] == 0 && !CLEANED(i) ->
+            :: z < NS && xl[i] == 0 && !CLEANED(i) ->
 #else
-            :: xl[i] == 0 ->
+            :: z < NS && xl[i] == 0 ->
 #endif
                 s = 0;
                 do
                 :: s < NS -> CELL(s, i) = 0; s++
                 :: else -> break
                 od;
+                if
+                :: CLEANED(i) -> MET(27, "the last cleaner cleans beside a stopped one")
+                :: else
+                fi;
                 s = 0;
                 do
                 :: s < NS ->
@@ -785,7 +864,7 @@ proctype last_cleaner()
                 od
             :: else
             fi;
-            i++
+            k++
         :: else -> break
         od;
         /* EVERY_DEAD_FREED: what is not FREE is held by somebody alive; a TAIL has its head */
@@ -805,9 +884,7 @@ proctype last_cleaner()
 #endif
                 zi = 0;
                 do
-                :: zi < NC && (CELL(s, zi) == 0 || xl[zi] == 0) ->
-                    assert(CELL(s, zi) == 0 || EVERY_DEAD_FREED);
-                    zi++
+                :: zi < NC && (CELL(s, zi) == 0 || xl[zi] == 0) -> zi++
                 :: else -> break
                 od;
                 /* nobody alive pins it: it is not RETIRED; without a stop nobody at rest pins */
@@ -818,7 +895,9 @@ proctype last_cleaner()
         :: else -> break
         od;
         s = 0;
-        i = 0
+        i = 0;
+        k = 0;
+        MET(28, "everything at rest and clean")
     }
     end_checked:
     false
