@@ -169,7 +169,11 @@ cdef extern from "os/os.h" nogil:
     void shmpool_os_close(int fd) noexcept
 
 cdef extern from "core/copy.h" nogil:
+    ctypedef void (*shmpool_copy_kernel)(unsigned char *dst, const unsigned char *src, size_t nbytes) noexcept
+    enum shmpool_copy_isa:
+        SHMPOOL_COPY_SSE2, SHMPOOL_COPY_AVX2, SHMPOOL_COPY_AVX512
     void shmpool_copy(void *dst, const void *src, size_t nbytes, int n_threads) noexcept
+    shmpool_copy_kernel *shmpool_copy_find_kernel(shmpool_copy_isa isa) noexcept
 
 cdef extern from *:
     Py_ssize_t Py_REFCNT(PyObject *o)
@@ -1442,3 +1446,11 @@ def fast_copy(cnp.ndarray target not None, cnp.ndarray source not None, int n_th
     cdef const void *src = cnp.PyArray_DATA(source)
     with nogil:
         shmpool_copy(dst, src, nbytes, n_threads)
+
+
+def copy_isa():
+    """Which streaming stores large copies use on this CPU: ``avx512``, ``avx2``, ``sse2``, or ``memcpy`` for none."""
+    for isa, name in ((SHMPOOL_COPY_AVX512, "avx512"), (SHMPOOL_COPY_AVX2, "avx2"), (SHMPOOL_COPY_SSE2, "sse2")):
+        if shmpool_copy_find_kernel(isa) != NULL:
+            return name
+    return "memcpy"

@@ -25,12 +25,13 @@ from .errors import (
     PoolFormatError,
     PoolNotFoundError,
     PoolPermissionError,
+    ShmPoolError,
     UnsupportedFilesystemError,
 )
 from .paths import check_owner, lock_path
 from .space import mount_of, space_error
 
-__all__ = ["Mode", "attach", "remove"]
+__all__ = ["Mode", "attach", "refuse", "remove"]
 
 # Mappings of these go stale or lose writes between kernels, and their locks do not cross (WSL2's drives, FUSE,
 # network file systems): a pool there would return wrong numbers, not errors.
@@ -81,7 +82,8 @@ def _same_file(fd: int, path: Path) -> bool:
         return False
 
 
-def _refuse(verdict: str, path: Path, page: bytes, size: int, version: int, stamp: int) -> Exception:
+def refuse(verdict: str, path: Path, page: bytes, size: int, version: int, stamp: int) -> ShmPoolError:
+    """The error for a file whose first page `header_check` did not find in order."""
     if verdict == "magic":
         return PoolFormatError(
             f"{path} is not a pool (it begins with {page[:8]!r}). It was not touched.",
@@ -224,7 +226,7 @@ def _try_attach(
         elif verdict == "creating" or size == 0:
             return None  # its creator was killed between our two attempts at byte 0
         if verdict != "ok" or found is None:
-            raise _refuse(verdict, path, page, size, version, stamp)
+            raise refuse(verdict, path, page, size, version, stamp)
         undo.pop_all()  # the core owns both descriptors from here on, also when it fails
         nonce = secrets.randbits(63) | 1
         core = _core.Core(fd, lock_fd, found, uuid, nonce, os.getpid(), _label(), default_timeout, alone)
@@ -253,7 +255,7 @@ def remove(path: Path) -> None:
                 os.close(fd)
             verdict, _, _, version, stamp = _core.header_check(page, size)
             if verdict == "magic" and size > 0:
-                raise _refuse(verdict, path, page, size, version, stamp)
+                raise refuse(verdict, path, page, size, version, stamp)
             path.unlink()
         # Last, and under the lock: an opener that waits finds that its lock file is no longer the one at the path.
         lock_file.unlink()

@@ -15,8 +15,13 @@ __all__ = ["check_owner", "default_path", "lock_path"]
 ENVIRONMENT_VARIABLE = "SHMPOOL_PATH"
 
 
-def default_path() -> Path:
-    """``$SHMPOOL_PATH``, else ``pool.bin`` in a 0700 directory of this user on tmpfs, which is created.
+def default_path(*, create: bool = True) -> Path:
+    """``$SHMPOOL_PATH``, else ``pool.bin`` in a 0700 directory of this user on tmpfs.
+
+    Parameters
+    ----------
+    create : bool, default True
+        Make the directory if it is not there; without, the path is only named.
 
     Raises
     ------
@@ -29,7 +34,10 @@ def default_path() -> Path:
     if not (base.is_dir() and os.access(base, os.W_OK)):
         base = Path(tempfile.gettempdir())
     folder = base / f"shmpool-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    if create:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    elif not folder.exists():
+        return folder / "pool.bin"
     found = folder.lstat()
     # Anybody may create names in /dev/shm: a folder that was put there for us is refused, not used.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:

@@ -103,13 +103,16 @@ class Look:
 
     @property
     def held_by_dead(self) -> tuple[SlotStat, ...]:
-        """Slots that are not free because of dead clients: owned by one, or pinned by dead ones only."""
+        """Slots that only dead clients keep from being free, tails included."""
         gone = {client.index for client in self.dead}
-        return tuple(
-            slot
+        held = {
+            slot.slot
             for slot in self.stat.slots
-            if slot.state != "free" and (slot.owner in gone or (slot.pins and set(slot.pins) <= gone))
-        )
+            if slot.state in ("writing", "sealed", "retired")
+            and (slot.state == "retired" or slot.owner in gone)
+            and set(slot.pins) <= gone
+        }
+        return tuple(slot for slot in self.stat.slots if slot.slot in held or slot.head in held)
 
 
 class Lookout:

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""``top``: who holds what, longest first, live."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import PoolNotFoundError, ShmPoolError
+from ..stat import SlotStat
+from . import render
+from .peek import Look, look
+from .stat import as_dict
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+__all__ = ["Frame", "leak_suspects", "rates", "run"]
+
+_NO_LIVE = "shmpool: top needs rich: pip install 'shmpool[cli]'. Or `top --json`: one line per look."
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One look, the one before it, and when both were taken."""
+
+    now: Look
+    before: Look | None
+    seconds: float
+
+
+def rates(frame: Frame) -> dict[str, float | None]:
+    """Slots claimed per second and region since the look before; None where there is none of this pool."""
+    new, old = frame.now.stat, frame.before.stat if frame.before else None
+    if old is None or old.uuid != new.uuid or frame.seconds <= 0:
+        return dict.fromkeys(new.counters, None)
+    return {
+        region: ((value - old.counters[region]) % 2**64) / frame.seconds for region, value in new.counters.items()
+    }
+
+
+def leak_suspects(seen: Look, leak_after: float) -> set[int]:
+    """Slots with a sealed array that nobody reads, for longer than `leak_after` seconds.
+
+    A suspicion only: somebody may mean to read it later. Who owns it is the one to ask.
+    """
+    return {
+        slot.slot
+        for slot in seen.stat.slots
+        if slot.state == "sealed" and not slot.pins and slot.age is not None and slot.age >= leak_after
+    }
+
+
+def _rows(seen: Look) -> list[SlotStat]:
+    held = [slot for slot in seen.stat.slots if slot.state not in ("free", "tail")]
+    return sorted(held, key=lambda slot: (-(slot.age or 0.0), slot.slot))
+
+
+def _title(frame: Frame, suspects: set[int]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    stat = frame.now.stat
+    dead = len(frame.now.dead)
+    head = Text(stat.path, style="bold", no_wrap=True, overflow="ellipsis")
+    use = Text.assemble(
+        "slots ",
+        (f"{stat.used_slots}/{stat.n_slots}", "bold red" if stat.used_slots == stat.n_slots else "bold"),
+        f"  memory {render.size(stat.reserved_nbytes)}",
+        f"  clients {len(stat.clients) - dead}",
+        (f" + {dead} dead", "bold red") if dead else "",
+        (f"  leak suspects {len(suspects)}", "bold yellow") if suspects else "",
+        no_wrap=True,
+        overflow="ellipsis",
+    )
+    speed = Text(no_wrap=True, overflow="ellipsis")
+    for region, rate in rates(frame).items():
+        of_region = [slot for slot in stat.slots if slot.region == region]
+        used = sum(slot.state != "free" for slot in of_region)
+        per_second = "-" if rate is None else f"{rate:.0f}" if rate >= 10 or rate == 0 else f"{rate:.1f}"
+        full = used == len(of_region) and used > 0
+        speed.append(f"{region} ")
+        speed.append(f"{used}/{len(of_region)}", style="bold red" if full else "bold")
+        speed.append(f" {per_second}/s   ")
+    return Group(head, use, speed)
+
+
+def _table(frame: Frame, suspects: set[int], limit: int | None) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    clients = {client.index: client for client in frame.now.stat.clients}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), expand=True)
+    table.add_column("age", justify="right", no_wrap=True, min_width=5)
+    table.add_column("slot", no_wrap=True)
+    table.add_column("region", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("owner", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("read by", no_wrap=True, overflow="ellipsis", ratio=1)
+    rows = _rows(frame.now)
+    for slot in rows[:limit]:
+        owner = clients.get(slot.owner) if slot.owner is not None else None
+        if slot.pins:
+            readers = Text(", ".join(render.who(index, clients) for index in slot.pins))
+            if all(index in clients and not clients[index].alive for index in slot.pins):
+                readers.stylize("red")
+        elif slot.slot in suspects:
+            readers = Text("nobody: a leak?", style="yellow")
+        else:
+            readers = Text("")
+        table.add_row(
+            render.age(slot.age),
+            render.span(slot),
+            slot.region,
+            Text(slot.state, style=render.STATE_STYLES.get(slot.state, "")),
+            "" if slot.state == "writing" else render.size(slot.nbytes),
+            Text(render.who(slot.owner, clients), style="red" if owner is not None and not owner.alive else ""),
+            readers,
+        )
+    if limit is not None and len(rows) > limit:
+        table.caption = f"and {len(rows) - limit} younger"
+        table.caption_justify = "left"
+    elif not rows:
+        table.caption = "every slot is free"
+        table.caption_justify = "left"
+    return table
+
+
+def _picture(frame: Frame, leak_after: float, height: int | None) -> RenderableType:
+    from rich.console import Group
+
+    suspects = leak_suspects(frame.now, leak_after)
+    # title 3, blank, head and rule of the table, caption, and the line the cursor stands on
+    limit = None if height is None else max(1, height - 9)
+    return Group(_title(frame, suspects), _table(frame, suspects, limit))
+
+
+def _json_line(frame: Frame, leak_after: float) -> None:
+    data = as_dict(frame.now)
+    data["rates"] = rates(frame)
+    data["leak_suspects"] = sorted(leak_suspects(frame.now, leak_after))
+    render.print_json(data, indent=None)
+
+
+def _pair(path: Path, interval: float) -> Frame:
+    before, start = look(path), time.monotonic()
+    time.sleep(interval)
+    now = look(path)
+    return Frame(now, before, time.monotonic() - start)
+
+
+def _follow(path: Path, console: Console, interval: float, leak_after: float) -> int:
+    from rich.live import Live
+    from rich.text import Text
+
+    before: Look | None = None
+    taken = time.monotonic()
+    gone: ShmPoolError | None = None
+    look(path)  # nothing there: say so as a line, not on a screen that is cleared at once
+    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
+        while gone is None:
+            try:
+                now = look(path)
+            except PoolNotFoundError as error:
+                gone = error
+                break
+            except ShmPoolError as error:  # being made anew, perhaps: look again
+                live.update(Text(str(error), style="red"), refresh=True)
+                time.sleep(interval)
+                continue
+            moment = time.monotonic()
+            live.update(_picture(Frame(now, before, moment - taken), leak_after, console.height), refresh=True)
+            before, taken = now, moment
+            time.sleep(interval)
+    raise gone
+
+
+def run(path: Path, *, as_json: bool, interval: float, leak_after: float, once: bool) -> int:
+    """Show the pool at `path` until Ctrl-C, or once."""
+    if as_json:
+        while True:
+            _json_line(_pair(path, interval), leak_after)
+            if once:
+                return 0
+    console = render.console(_NO_LIVE)
+    if console is None:
+        return 1
+    if once:
+        console.print(_picture(_pair(path, interval), leak_after, None))
+        return 0
+    return _follow(path, console, interval, leak_after)
