@@ -220,7 +220,7 @@ class Client:
         request = {
             "protocol": PROTOCOL_VERSION,
             "pool": uuid,
-            "client": list(transport.pool.client),
+            "client": [transport.pool.client.index, transport.pool.client.nonce],
             "label": " ".join(sys.argv)[:200],
         }
         answer = self._exchange(connection, "POST", SESSION, request, get_config().connect_timeout)

@@ -15,20 +15,22 @@ class RemoteModel:
 
     Notes
     -----
+    ``kept`` names what the constructor sets: the proxy has it itself, so it is no fitted state.
+
     Concurrency: any thread. Lifetime: when the last reference goes, the server is told to forget the model,
     unless this is a forked child of the process that made it.
     """
 
-    def __init__(self, client: Client, answer: Answer, params: dict[str, Any]) -> None:
+    def __init__(self, client: Client, answer: Answer, params: dict[str, Any], kept: frozenset[str]) -> None:
         assert answer.model is not None
         assert answer.summary is not None
         self.client = client
         self.id = answer.model
         self.session = answer.session
         self.params = params
+        self._kept = kept
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._plain: Any = None
         self._attrs: dict[str, Any] = {}
         self._missing: frozenset[str] = frozenset()
         self._opaque: frozenset[str] = frozenset()
@@ -36,10 +38,10 @@ class RemoteModel:
 
     def update(self, summary: Summary) -> None:
         """Take over what an answer says about the attributes."""
-        self._plain = None
-        self._attrs = summary.attrs
-        self._missing = summary.large | summary.opaque
-        self._opaque = summary.opaque
+        kept = self._kept
+        self._attrs = {name: value for name, value in summary.attrs.items() if name not in kept}
+        self._missing = (summary.large | summary.opaque) - kept
+        self._opaque = summary.opaque - kept
 
     def __del__(self) -> None:
         if getattr(self, "_pid", None) == os.getpid():

@@ -96,6 +96,8 @@ class ProxyMixin:
     _gsb_row: EstimatorRow
     _gsb_base: type[BaseEstimator]
     _gsb_params: tuple[str, ...]
+    # Everything that the constructor sets: some set more than their parameters.
+    _gsb_init: frozenset[str]
 
     # ------------------------------------------------------------------------------ fitted attributes
     def __getattr__(self, name: str) -> Any:
@@ -196,7 +198,7 @@ def _bring_home(estimator: Any) -> None:
 def _drop_fitted(estimator: Any, names: set[str]) -> None:
     """Remove what an earlier fit in this process has left."""
     for name in list(estimator.__dict__):
-        if name in estimator._gsb_params or name in (_STATE, _REPORT):
+        if name in estimator._gsb_init or name in (_STATE, _REPORT):
             continue
         if name in names or (name.endswith("_") and not name.startswith("_")):
             del estimator.__dict__[name]
@@ -308,7 +310,7 @@ def _fit(
         model.update(answer.summary)
         model.params = params
     else:
-        model = RemoteModel(client, answer, params)
+        model = RemoteModel(client, answer, params, estimator._gsb_init)
     _drop_fitted(estimator, model.names())
     estimator.__dict__[_STATE] = model
     if names is not None:
@@ -450,6 +452,7 @@ def make_proxy(row: EstimatorRow) -> type[BaseEstimator]:
         "_gsb_row": row,
         "_gsb_base": base,
         "_gsb_params": tuple(base._get_param_names()),
+        "_gsb_init": frozenset(vars(base())),
     }
     for method in sorted(METHODS):
         wrapped = _wrap(base, method)
