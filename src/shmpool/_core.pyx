@@ -17,7 +17,7 @@ from libc.errno cimport EINTR
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-import math
+import operator
 import struct
 import threading
 
@@ -253,7 +253,10 @@ cdef object _raise(int rc, str what):
     if rc == SHMPOOL_EGONE:
         raise errors.ClientGoneError(f"{what}: the client is not attached any more.")
     if rc == SHMPOOL_ECORRUPT:
-        raise errors.PoolCorruptedError(f"{what}: the slot's descriptor contradicts the pool's geometry.")
+        raise errors.PoolCorruptedError(
+            f"{what}: the slot's word or descriptor is not one that shmpool writes.",
+            hint="something else writes to the pool file; end the processes that use it and remove the file",
+        )
     raise errors.ShmPoolError(f"{what}: unexpected result {rc} of the core.")
 
 
@@ -293,13 +296,20 @@ cdef class Geometry:
 
     cdef shmpool_geometry_t g
 
-    def __init__(self, uint64_t slot_nbytes, uint32_t input_slots, uint32_t output_slots, uint32_t scratch_slots,
-                 uint32_t max_clients):
+    def __init__(self, slot_nbytes, input_slots, output_slots, scratch_slots, max_clients):
         cdef uint32_t[3] regions
-        regions[0] = input_slots
-        regions[1] = output_slots
-        regions[2] = scratch_slots
-        if shmpool_geometry_init(&self.g, slot_nbytes, regions, max_clients) != SHMPOOL_OK:
+        if self.g.n_slots != 0:
+            raise TypeError("a Geometry does not change")
+        fits = all(0 <= operator.index(n) < 2**31 for n in (input_slots, output_slots, scratch_slots, max_clients))
+        if fits and 0 <= operator.index(slot_nbytes) < 2**63:
+            regions[0] = input_slots
+            regions[1] = output_slots
+            regions[2] = scratch_slots
+            fits = shmpool_geometry_init(&self.g, slot_nbytes, regions, max_clients) == SHMPOOL_OK
+        else:
+            fits = False
+        if not fits:
+            self.g.n_slots = 0
             raise ValueError(
                 f"impossible geometry: slot_nbytes={slot_nbytes} (a positive multiple of {SHMPOOL_PAGE}), "
                 f"slots={input_slots}+{output_slots}+{scratch_slots} (1 to {SHMPOOL_MAX_SLOTS} in all), "
@@ -443,6 +453,8 @@ cdef class Handle:
     cdef readonly uint64_t nbytes
 
     def __init__(self, *, str pool, slot, span, generation, nbytes):
+        if self._uuid is not None:
+            raise TypeError("a Handle does not change")
         try:
             uuid = bytes.fromhex(pool)
         except ValueError:
@@ -500,7 +512,7 @@ cdef class Handle:
         HandleError
             Wrong length, prefix or range.
         """
-        data = bytes(data)
+        data = bytes(memoryview(data))
         if len(data) != HANDLE_STRUCT.size or data[:4] != HANDLE_MAGIC:
             raise errors.HandleError(
                 f"not a handle: {len(data)} bytes starting with {data[:4]!r}, expected {HANDLE_STRUCT.size} "
@@ -613,6 +625,12 @@ cdef class Loan:
             under a reader. Delete them and seal again; nothing is lost.
         ClientEvictedError
             See there.
+
+        Notes
+        -----
+        A name for ``loan.array`` itself may stay: it becomes read-only and pins the array. What NumPy cannot see is
+        not noticed either: a memoryview, DLPack capsule, ctypes pointer or view of another class made from it
+        still points into the slot. Writing through one of those after the seal changes what readers see.
         """
         if self.outer is None:
             raise errors.LoanError("this loan has ended.", hint="a loan is sealed once")
@@ -642,6 +660,21 @@ cdef class Loan:
 
 cdef inline uint64_t round_up(uint64_t value, uint64_t step) noexcept nogil:
     return (value + step - 1) // step * step
+
+
+cdef inline uint64_t text_offset(uint64_t data_end) noexcept nogil:
+    """Where a dtype text too long for its record goes; never 0, which says that it is in the record."""
+    return max(round_up(data_end, DATA_ALIGN), DATA_ALIGN)
+
+
+def seconds(timeout):
+    """A time-out as float; ValueError unless it is a number of seconds >= 0 or math.inf."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float, np.integer, np.floating)):
+        raise TypeError(f"timeout must be a number of seconds, got {timeout!r}")
+    timeout = float(timeout)
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be a number of seconds >= 0 or math.inf, got {timeout}")
+    return timeout
 
 
 @cython.final
@@ -676,7 +709,7 @@ cdef class Core:
         self.lock_fd = lock_fd
         self.geometry = geometry
         self.uuid = uuid
-        self.default_timeout = default_timeout
+        self.default_timeout = seconds(default_timeout)
         self.reclaim_lock = threading.Lock()
         self.born_in_fork = shmpool_os_fork_count()
         cdef void *base = NULL
@@ -844,6 +877,8 @@ cdef class Core:
         index = REGION_INDEX.get(region)
         if index is None:
             raise ValueError(f"region must be one of {', '.join(REGIONS)}; got {region!r}")
+        if timeout is not None:
+            seconds(timeout)
         cdef int region_index = index
         cdef uint64_t slots = (nbytes + self.p.geometry.slot_nbytes - 1) // self.p.geometry.slot_nbytes
         cdef uint32_t head = 0
@@ -877,11 +912,7 @@ cdef class Core:
 
     cdef int wait_for_claim(self, int region, uint32_t span, uint64_t ticket, object timeout, uint32_t *head,
                             uint64_t *generation) except? 99:
-        if timeout is None:
-            timeout = self.default_timeout
-        timeout = float(timeout)
-        if math.isnan(timeout) or timeout < 0:
-            raise ValueError(f"timeout must be a number of seconds >= 0 or math.inf, got {timeout}")
+        timeout = self.default_timeout if timeout is None else seconds(timeout)
         cdef uint64_t start = shmpool_os_monotonic_ns()
         cdef uint64_t now = start
         cdef uint64_t deadline = <uint64_t>0xffffffffffffffff
@@ -1033,7 +1064,7 @@ cdef class Core:
         if PyBytes_Size(text) <= SHMPOOL_DTYPE_NBYTES:
             memcpy(d.dtype, PyBytes_AsString(text), PyBytes_Size(text))
         else:
-            d.dtype_offset = round_up(data_offset + nbytes, DATA_ALIGN)
+            d.dtype_offset = text_offset(data_offset + nbytes)
             memcpy(shmpool_slot_data(&self.p, claim.head) + d.dtype_offset, PyBytes_AsString(text),
                    PyBytes_Size(text))
         shmpool_describe(&self.p, claim.head, &d)
@@ -1063,7 +1094,7 @@ cdef class Core:
             return nbytes
         if PyBytes_Size(text) > 0xffff:
             raise errors.UnsupportedDtypeError("the dtype's description has more than 65535 characters.")
-        return round_up(nbytes, DATA_ALIGN) + PyBytes_Size(text)
+        return text_offset(nbytes) + PyBytes_Size(text)
 
     def put(self, object array, object region, object timeout):
         """Copy an ndarray into the pool and seal it. See `Pool.put`."""
@@ -1120,7 +1151,7 @@ cdef class Core:
         if len(shape) > SHMPOOL_MAX_NDIM:
             raise ValueError(f"{len(shape)} dimensions; NumPy and a pool know at most {SHMPOOL_MAX_NDIM}")
         for n in shape:
-            n = int(n)
+            n = operator.index(n)
             if n < 0:
                 raise ValueError(f"negative dimension in shape {shape}")
             dims[ndim] = n
@@ -1187,7 +1218,7 @@ cdef class Core:
         if nbytes == 0:
             offset = 0
         if (PyBytes_Size(text) > SHMPOOL_DTYPE_NBYTES
-                and round_up(offset + nbytes, DATA_ALIGN) + PyBytes_Size(text)
+                and text_offset(offset + nbytes) + PyBytes_Size(text)
                 > claim.span * self.p.geometry.slot_nbytes):
             raise errors.UnsupportedDtypeError("no room behind the array for the description of its dtype.")
         handle = self.publish(claim, descr_of(a), cnp.PyArray_NDIM(a), cnp.PyArray_DIMS(a), fortran, nbytes,

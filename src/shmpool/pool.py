@@ -403,7 +403,11 @@ class Pool:
         Concurrency: any thread, any process; a free at the same time either happens after the view is gone or makes
         this raise. Lifetime: the view stays good after :meth:`close`.
         """
-        return self._core.get(handle, self._copy_is_better(handle) if copy == "auto" else copy)
+        if not isinstance(copy, bool):
+            if copy != "auto":
+                raise ValueError(f"copy must be True, False or 'auto', got {copy!r}")
+            copy = self._copy_is_better(handle)
+        return self._core.get(handle, copy)
 
     def _copy_is_better(self, handle: Handle) -> bool:
         if handle.nbytes < _AUTO_COPY_NBYTES or handle.slot >= self._core.geometry.n_slots:

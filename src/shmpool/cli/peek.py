@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from .. import _core
-from ..attach import _refuse
+from ..attach import refuse
 from ..errors import PoolBusyError, PoolCorruptedError, PoolNotFoundError, PoolPermissionError
 from ..paths import check_owner, lock_path
 from ..space import mount_of
@@ -130,7 +130,7 @@ class Lookout:
                     "Pool.open() makes it anew",
                 )
             if verdict != "ok" or geometry is None:
-                raise _refuse(verdict, path, page, size, version, stamp)
+                raise refuse(verdict, path, page, size, version, stamp)
             self.uuid: bytes = uuid
             self.geometry: Geometry = geometry
             self._read_tables(fd, path)

@@ -53,7 +53,7 @@ def _header(seen: Look) -> RenderableType:
     return grid
 
 
-def _slot_row(slot: SlotStat, clients: dict[int, ClientStat]) -> list[RenderableType]:
+def _slot_row(slot: SlotStat, clients: dict[int, ClientStat], reserved: int) -> list[RenderableType]:
     from rich.text import Text
 
     def person(index: int | None, count: int = 1) -> Text:
@@ -73,7 +73,7 @@ def _slot_row(slot: SlotStat, clients: dict[int, ClientStat]) -> list[Renderable
         render.size(slot.nbytes) if slot.nbytes or slot.state in ("sealed", "retired") else "",
         render.age(slot.age),
         Text("\n").join([person(index, count) for index, count in slot.pins.items()]),
-        render.size(slot.reserved_nbytes) if slot.reserved_nbytes else "",
+        render.size(reserved) if reserved else "",
     ]
 
 
@@ -82,7 +82,7 @@ def _slots(seen: Look, *, every_slot: bool) -> RenderableType:
     from rich.table import Table
 
     clients = {client.index: client for client in seen.stat.clients}
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     for title in ("slot", "region", "state", "owner"):
         table.add_column(title, no_wrap=title != "owner")
     for title in ("bytes", "age"):
@@ -100,8 +100,11 @@ def _slots(seen: Look, *, every_slot: bool) -> RenderableType:
             )
             continue
         for slot in slots:
-            if slot.state != "tail" or every_slot:
-                table.add_row(*_slot_row(slot, clients), style="dim" if free else "")
+            if slot.state == "tail" and not every_slot:
+                continue
+            whole = seen.stat.slots[slot.slot : slot.slot + (1 if every_slot else slot.span)]
+            reserved = sum(part.reserved_nbytes for part in whole)
+            table.add_row(*_slot_row(slot, clients, reserved), style="dim" if free else "")
     return table
 
 
@@ -110,14 +113,14 @@ def _clients(seen: Look) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("client", justify="right")
-    table.add_column("pid", justify="right")
-    table.add_column("alive")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), expand=True)
+    table.add_column("client", justify="right", no_wrap=True)
+    table.add_column("pid", justify="right", no_wrap=True)
+    table.add_column("alive", no_wrap=True)
     table.add_column("attached", justify="right", no_wrap=True)
-    table.add_column("owns", justify="right")
-    table.add_column("pins", justify="right")
-    table.add_column("command line", overflow="ellipsis", no_wrap=True)
+    table.add_column("owns", justify="right", no_wrap=True)
+    table.add_column("pins", justify="right", no_wrap=True)
+    table.add_column("command line", overflow="ellipsis", no_wrap=True, ratio=1)
     for client in seen.stat.clients:
         table.add_row(
             str(client.index),
@@ -155,8 +158,11 @@ def run(path: Path, *, as_json: bool, every_slot: bool) -> int:
         render.print_json(as_dict(seen))
         return 0
     console.print(_header(seen))
+    console.print()
     console.print(_slots(seen, every_slot=every_slot))
+    console.print()
     if seen.stat.clients:
         console.print(_clients(seen))
+        console.print()
     _advice(console, seen)
     return 0

@@ -94,7 +94,7 @@ def _table(frame: Frame, suspects: set[int], limit: int | None) -> Table:
     from rich.text import Text
 
     clients = {client.index: client for client in frame.now.stat.clients}
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), expand=True)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), expand=True)
     table.add_column("age", justify="right", no_wrap=True, min_width=5)
     table.add_column("slot", no_wrap=True)
     table.add_column("region", no_wrap=True)
@@ -133,11 +133,12 @@ def _table(frame: Frame, suspects: set[int], limit: int | None) -> Table:
 
 def _picture(frame: Frame, leak_after: float, height: int | None) -> RenderableType:
     from rich.console import Group
+    from rich.text import Text
 
     suspects = leak_suspects(frame.now, leak_after)
-    # title 3, blank, head and rule of the table, caption, and the line the cursor stands on
-    limit = None if height is None else max(1, height - 9)
-    return Group(_title(frame, suspects), _table(frame, suspects, limit))
+    # title 3, blank, head and rule of the table, caption, and a line to spare
+    limit = None if height is None else max(1, height - 8)
+    return Group(_title(frame, suspects), Text(), _table(frame, suspects, limit))
 
 
 def _json_line(frame: Frame, leak_after: float) -> None:

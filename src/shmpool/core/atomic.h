@@ -3,8 +3,8 @@
  *
  * Plain fields (not _Atomic) keep the shared structures readable from Cython, struct and C++. Every
  * read-modify-write is sequentially consistent: the pin/retire handshake (slots.h, SYNC-2) is a
- * Dekker pattern and needs exactly that, and on x86-64 and LSE arm64 the weaker forms cost the same.
- * Stand-alone fences are avoided because ThreadSanitizer does not model them. */
+ * Dekker pattern and needs exactly that, and on x86-64 and LSE arm64 the weaker forms cost the
+ * same. Stand-alone fences are avoided because ThreadSanitizer does not model them. */
 #ifndef SHMPOOL_ATOMIC_H
 #define SHMPOOL_ATOMIC_H
 
@@ -26,8 +26,12 @@ static inline void shmpool_store64(uint64_t *p, uint64_t v) {
 static inline void shmpool_store32(uint32_t *p, uint32_t v) {
     _InterlockedExchange((volatile long *)p, (long)v);
 }
-static inline uint64_t shmpool_relaxed64(const uint64_t *p) { return *(const volatile uint64_t *)p; }
-static inline uint32_t shmpool_relaxed32(const uint32_t *p) { return *(const volatile uint32_t *)p; }
+static inline uint64_t shmpool_relaxed64(const uint64_t *p) {
+    return *(const volatile uint64_t *)p;
+}
+static inline uint32_t shmpool_relaxed32(const uint32_t *p) {
+    return *(const volatile uint32_t *)p;
+}
 static inline void shmpool_set64(uint64_t *p, uint64_t v) { *(volatile uint64_t *)p = v; }
 static inline void shmpool_set32(uint32_t *p, uint32_t v) { *(volatile uint32_t *)p = v; }
 static inline int shmpool_cas64(uint64_t *p, uint64_t expected, uint64_t desired) {

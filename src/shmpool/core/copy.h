@@ -87,9 +87,7 @@ enum shmpool_copy_isa {
 
 typedef void shmpool_copy_kernel(unsigned char *dst, const unsigned char *src, size_t nbytes);
 
-static inline void
-shmpool_copy_plain(unsigned char *dst, const unsigned char *src, size_t nbytes)
-{
+static inline void shmpool_copy_plain(unsigned char *dst, const unsigned char *src, size_t nbytes) {
     memcpy(dst, src, nbytes);
 }
 
@@ -108,8 +106,7 @@ shmpool_copy_plain(unsigned char *dst, const unsigned char *src, size_t nbytes)
  * better. Prefetching stops early so that no address past the end of src is ever formed.
  */
 #define SHMPOOL_COPY_DEFINE_STREAM(name, attr, vec, load, store)                                   \
-    attr static inline void name(unsigned char *dst, const unsigned char *src, size_t nbytes)      \
-    {                                                                                              \
+    attr static inline void name(unsigned char *dst, const unsigned char *src, size_t nbytes) {    \
         const size_t turn = 4 * SHMPOOL_COPY_ALIGN;                                                \
         const size_t step = sizeof(vec);                                                           \
         for (; nbytes >= turn; nbytes -= turn, dst += turn, src += turn) {                         \
@@ -146,9 +143,7 @@ SHMPOOL_COPY_DEFINE_STREAM(shmpool_copy_avx512, __attribute__((target("avx512f")
 #endif /* SHMPOOL_COPY_X86 */
 
 /* NULL where this build or this CPU has no such kernel. */
-static inline shmpool_copy_kernel *
-shmpool_copy_find_kernel(enum shmpool_copy_isa isa)
-{
+static inline shmpool_copy_kernel *shmpool_copy_find_kernel(enum shmpool_copy_isa isa) {
     switch (isa) {
 #if SHMPOOL_COPY_X86_WIDE
     case SHMPOOL_COPY_AVX512:
@@ -203,9 +198,7 @@ struct shmpool_copy_work {
 #endif
 };
 
-static inline void
-shmpool_copy_share(struct shmpool_copy_work *work)
-{
+static inline void shmpool_copy_share(struct shmpool_copy_work *work) {
     for (;;) {
         /* Relaxed is enough: only the claim has to be unique, and joining orders the data. */
         const size_t at = __atomic_fetch_add(&work->claimed, SHMPOOL_COPY_CHUNK, __ATOMIC_RELAXED);
@@ -218,9 +211,7 @@ shmpool_copy_share(struct shmpool_copy_work *work)
     }
 }
 
-static inline void *
-shmpool_copy_helper(void *arg)
-{
+static inline void *shmpool_copy_helper(void *arg) {
     struct shmpool_copy_work *work = (struct shmpool_copy_work *)arg;
 #if SHMPOOL_COPY_PLACEMENT
     if (work->is_placed) {
@@ -233,9 +224,7 @@ shmpool_copy_helper(void *arg)
 }
 
 /* CPUs this thread may use, asked anew each time because affinity can change while we run. */
-static inline int
-shmpool_copy_count_cpus(void)
-{
+static inline int shmpool_copy_count_cpus(void) {
 #if SHMPOOL_COPY_AFFINITY
     cpu_set_t usable;
     if (sched_getaffinity(0, sizeof(usable), &usable) == 0) {
@@ -249,9 +238,7 @@ shmpool_copy_count_cpus(void)
 #if SHMPOOL_COPY_PLACEMENT
 /* The kernel tends to start a thread on the CPU of its creator, where it waits for milliseconds
  * behind the very copy that it should share. Ask for any other CPU. */
-static inline void
-shmpool_copy_place(struct shmpool_copy_work *work, pthread_attr_t *attr)
-{
+static inline void shmpool_copy_place(struct shmpool_copy_work *work, pthread_attr_t *attr) {
     const int here = sched_getcpu();
     cpu_set_t others;
     if (here < 0 || here >= CPU_SETSIZE ||
@@ -260,8 +247,8 @@ shmpool_copy_place(struct shmpool_copy_work *work, pthread_attr_t *attr)
     }
     others = work->usable;
     CPU_CLR((size_t)here, &others);
-    work->is_placed = CPU_COUNT(&others) > 0 &&
-                      pthread_attr_setaffinity_np(attr, sizeof(others), &others) == 0;
+    work->is_placed =
+        CPU_COUNT(&others) > 0 && pthread_attr_setaffinity_np(attr, sizeof(others), &others) == 0;
 }
 #endif
 
@@ -269,9 +256,7 @@ shmpool_copy_place(struct shmpool_copy_work *work, pthread_attr_t *attr)
  * Threads live for one copy: a standing pool of them would have to survive fork, interpreter
  * shutdown and signals, and starting one costs microseconds against milliseconds of copying.
  */
-static inline void
-shmpool_copy_threaded(struct shmpool_copy_work *work, int n_threads)
-{
+static inline void shmpool_copy_threaded(struct shmpool_copy_work *work, int n_threads) {
     pthread_t helpers[SHMPOOL_COPY_MAX_THREADS];
     int started = 0;
     pthread_attr_t attr;
@@ -302,10 +287,8 @@ shmpool_copy_threaded(struct shmpool_copy_work *work, int n_threads)
 }
 #endif /* SHMPOOL_COPY_THREADS */
 
-static inline void
-shmpool_copy_bulk(unsigned char *dst, const unsigned char *src, size_t nbytes, int n_threads,
-                  shmpool_copy_kernel *kernel)
-{
+static inline void shmpool_copy_bulk(unsigned char *dst, const unsigned char *src, size_t nbytes,
+                                     int n_threads, shmpool_copy_kernel *kernel) {
     size_t head = (SHMPOOL_COPY_ALIGN - (uintptr_t)dst % SHMPOOL_COPY_ALIGN) % SHMPOOL_COPY_ALIGN;
     if (head > nbytes) {
         head = nbytes;
@@ -334,10 +317,8 @@ shmpool_copy_bulk(unsigned char *dst, const unsigned char *src, size_t nbytes, i
 }
 
 /* As shmpool_copy, but the caller chooses the kernel. An unknown or unusable one copies plainly. */
-static inline void
-shmpool_copy_with(void *dst, const void *src, size_t nbytes, int n_threads,
-                  enum shmpool_copy_isa isa)
-{
+static inline void shmpool_copy_with(void *dst, const void *src, size_t nbytes, int n_threads,
+                                     enum shmpool_copy_isa isa) {
     shmpool_copy_kernel *kernel = shmpool_copy_find_kernel(isa);
     if (nbytes > 0) {
         shmpool_copy_bulk((unsigned char *)dst, (const unsigned char *)src, nbytes, n_threads,
@@ -350,9 +331,7 @@ shmpool_copy_with(void *dst, const void *src, size_t nbytes, int n_threads,
  * caller's; 0 decides by size and usable CPUs. Everything is visible to a later release store of
  * the calling thread when this returns.
  */
-static inline void
-shmpool_copy(void *dst, const void *src, size_t nbytes, int n_threads)
-{
+static inline void shmpool_copy(void *dst, const void *src, size_t nbytes, int n_threads) {
     if (nbytes < SHMPOOL_COPY_STREAM_MIN) {
         /* memcpy does not allow NULL even for nothing, and an empty array may have it. */
         if (nbytes > 0) {

@@ -2,8 +2,8 @@
 /* Labelled places at which a test build may kill or stop its own process.
  *
  * Nothing in a normal build. With SHMPOOL_FAILPOINTS defined, the Python extension brings its own
- * shmpool_failpoint_hit() (failpoint_impl.h), any other including program supplies one; the tests find
- * the labels by searching the sources for the macro. */
+ * shmpool_failpoint_hit() (failpoint_impl.h), any other including program supplies one; the tests
+ * find the labels by searching the sources for the macro. */
 #ifndef SHMPOOL_FAILPOINT_H
 #define SHMPOOL_FAILPOINT_H
 

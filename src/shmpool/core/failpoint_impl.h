@@ -1,12 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* What a failpoint of a test build of the extension does. Never part of a normal build.
  *
- * SHMPOOL_FAILPOINT="label:action[:nth]" in the environment, read at every hit so that a test can arm it
- * late; at the nth hit (1 is the first) of that label, once:
- *   kill   SIGKILL
- *   stop   SIGSTOP; goes on after SIGCONT
- *   exit   _exit(86)
- *   pause  sleep until a signal handler has run
+ * SHMPOOL_FAILPOINT="label:action[:nth]" in the environment, read at every hit so that a test can
+ * arm it late; at the nth hit (1 is the first) of that label, once: kill   SIGKILL stop   SIGSTOP;
+ * goes on after SIGCONT exit   _exit(86) pause  sleep until a signal handler has run
  * SHMPOOL_FAILPOINT_LOG=path: append the label of every hit to that file. */
 #ifndef SHMPOOL_FAILPOINT_IMPL_H
 #define SHMPOOL_FAILPOINT_IMPL_H

@@ -13,7 +13,11 @@
 #include "atomic.h"
 #include "failpoint.h"
 
+#ifdef __cplusplus
+#define SHMPOOL_STATIC_ASSERT(cond, text) static_assert(cond, text)
+#else
 #define SHMPOOL_STATIC_ASSERT(cond, text) _Static_assert(cond, text)
+#endif
 
 #define SHMPOOL_FORMAT_VERSION 1u
 #define SHMPOOL_PAGE 4096u
@@ -229,8 +233,7 @@ static inline int shmpool_geometry_init(shmpool_geometry_t *g, uint64_t slot_nby
     g->slot_nbytes = slot_nbytes;
     g->max_clients = max_clients;
     g->client_table_offset = 2 * SHMPOOL_PAGE + (uint64_t)g->n_slots * sizeof(shmpool_slot_t);
-    g->pin_table_offset =
-        g->client_table_offset + (uint64_t)max_clients * sizeof(shmpool_client_t);
+    g->pin_table_offset = g->client_table_offset + (uint64_t)max_clients * sizeof(shmpool_client_t);
     g->pin_stride = ((uint64_t)max_clients * 4 + 63) / 64 * 64;
     uint64_t align = slot_nbytes >= SHMPOOL_HUGE_PAGE ? SHMPOOL_HUGE_PAGE : SHMPOOL_PAGE;
     uint64_t end = g->pin_table_offset + g->n_slots * g->pin_stride;

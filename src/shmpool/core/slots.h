@@ -14,8 +14,8 @@
  * SYNC-3  reuse: the reads of the last pinned reader happen before its subtraction in
  *         shmpool_unpin(); pairs with the reading of the row in shmpool_finalize(), which precedes
  *         FREE, which precedes the next claim.
- * SYNC-4  wake: a waiter stores `waiters`, then reads the words; whoever frees changes the word, then
- *         swaps `waiters`. One of the two sees the other. */
+ * SYNC-4  wake: a waiter stores `waiters`, then reads the words; whoever frees changes the word,
+ * then swaps `waiters`. One of the two sees the other. */
 #ifndef SHMPOOL_SLOTS_H
 #define SHMPOOL_SLOTS_H
 
@@ -33,11 +33,15 @@ static inline int shmpool_evicted(const shmpool_t *p) {
 /* True when somebody may be asleep: the caller then bumps and wakes `wake_seq` through the OS.
  * Dying between the two costs the sleeper one period (10 ms), because every sleep is bounded. */
 static inline int shmpool_wake_needed(const shmpool_t *p) {
-    if (shmpool_load32(&p->counters->waiters) == 0 ||
-        shmpool_swap32(&p->counters->waiters, 0) == 0)
+    if (shmpool_load32(&p->counters->waiters) == 0 || shmpool_swap32(&p->counters->waiters, 0) == 0)
         return 0;
     shmpool_add32(&p->counters->wake_seq, 1);
     return 1;
+}
+
+/* What to answer to a handle whose slot does not have its generation sealed. */
+static inline int shmpool_stale_or_corrupt(uint64_t word) {
+    return shmpool_word_state(word) > SHMPOOL_TAIL ? SHMPOOL_ECORRUPT : SHMPOOL_ESTALE;
 }
 
 static inline int shmpool_is_pinned(const shmpool_t *p, uint32_t slot) {
@@ -59,18 +63,17 @@ static inline void shmpool_release_tails(const shmpool_t *p, uint32_t head, uint
     for (uint32_t t = head + 1; t < end; t++) {
         shmpool_slot_t *tail = &p->slots[t];
         uint64_t w = shmpool_load64(&tail->word);
-        if (shmpool_word_state(w) != SHMPOOL_TAIL ||
-            shmpool_relaxed32(&tail->link_slot) != head ||
+        if (shmpool_word_state(w) != SHMPOOL_TAIL || shmpool_relaxed32(&tail->link_slot) != head ||
             shmpool_relaxed64(&tail->link_generation) != generation)
             continue;
         SHMPOOL_FAILPOINT("release.before_tail");
-        shmpool_cas64(&tail->word, w,
-                      shmpool_word(shmpool_word_generation(w), 0, SHMPOOL_FREE));
+        shmpool_cas64(&tail->word, w, shmpool_word(shmpool_word_generation(w), 0, SHMPOOL_FREE));
     }
 }
 
-/* Complete the free of a RETIRED span if no pin is left. Any number of callers at once. The head goes
- * last: as long as anything remains to be done it is still RETIRED, and the next claim comes here. */
+/* Complete the free of a RETIRED span if no pin is left. Any number of callers at once. The head
+ * goes last: as long as anything remains to be done it is still RETIRED, and the next claim comes
+ * here. */
 static inline void shmpool_finalize(const shmpool_t *p, uint32_t slot) {
     shmpool_slot_t *s = &p->slots[slot];
     uint64_t w = shmpool_load64(&s->word);
@@ -87,8 +90,8 @@ static inline void shmpool_finalize(const shmpool_t *p, uint32_t slot) {
     SHMPOOL_FAILPOINT("finalize.after_head");
 }
 
-/* Give back a claim that was never sealed. Only its owner calls this. Tails first, so that a death in
- * between leaves a head that says WRITING with a dead owner, which reclaim understands. */
+/* Give back a claim that was never sealed. Only its owner calls this. Tails first, so that a death
+ * in between leaves a head that says WRITING with a dead owner, which reclaim understands. */
 static inline int shmpool_abort(const shmpool_t *p, uint32_t head, uint64_t generation,
                                 uint32_t span) {
     SHMPOOL_FAILPOINT("abort.begin");
@@ -101,8 +104,8 @@ static inline int shmpool_abort(const shmpool_t *p, uint32_t head, uint64_t gene
                : SHMPOOL_EEVICTED;
 }
 
-/* One slot FREE -> WRITING(me); its new generation, or 0 if it is not to be had. The owner is in the
- * same word as the state: at no instant is a slot taken by nobody knows whom. */
+/* One slot FREE -> WRITING(me); its new generation, or 0 if it is not to be had. The owner is in
+ * the same word as the state: at no instant is a slot taken by nobody knows whom. */
 static inline uint64_t shmpool_take(const shmpool_t *p, uint32_t slot) {
     shmpool_slot_t *s = &p->slots[slot];
     uint64_t w = shmpool_load64(&s->word);
@@ -120,9 +123,9 @@ static inline uint64_t shmpool_take(const shmpool_t *p, uint32_t slot) {
                : 0;
 }
 
-/* Take `span` adjacent slots from `head` upwards; the head's generation or 0, with *blocker the slot
- * that was not to be had. Ascending order; what was taken is given back on failure, so two claimants
- * cannot hold each other's rest. */
+/* Take `span` adjacent slots from `head` upwards; the head's generation or 0, with *blocker the
+ * slot that was not to be had. Ascending order; what was taken is given back on failure, so two
+ * claimants cannot hold each other's rest. */
 static inline uint64_t shmpool_take_span(const shmpool_t *p, uint32_t head, uint32_t span,
                                          uint32_t *blocker) {
     uint64_t generation = shmpool_take(p, head);
@@ -154,8 +157,8 @@ static inline uint64_t shmpool_take_span(const shmpool_t *p, uint32_t head, uint
     return generation;
 }
 
-/* Advance a region's rotation counter by `span`; where the search starts. Once per claim, also when the
- * claim then has to wait, so that the order of slots does not depend on who waited. */
+/* Advance a region's rotation counter by `span`; where the search starts. Once per claim, also when
+ * the claim then has to wait, so that the order of slots does not depend on who waited. */
 static inline uint64_t shmpool_ticket(const shmpool_t *p, int region, uint32_t span) {
     return shmpool_add64(&p->counters->rotation[region].value, span);
 }
@@ -226,7 +229,8 @@ static inline void shmpool_describe(const shmpool_t *p, uint32_t head,
     s->dtype_offset = d->dtype_offset;
     memcpy(s->shape, d->shape, d->ndim * sizeof d->shape[0]);
     if (d->dtype_offset == 0)
-        memcpy(s->dtype, d->dtype, d->dtype_nbytes);
+        memcpy(s->dtype, d->dtype,
+               d->dtype_nbytes < SHMPOOL_DTYPE_NBYTES ? d->dtype_nbytes : SHMPOOL_DTYPE_NBYTES);
 }
 
 /* Publish. The only step that makes a span visible. */
@@ -236,9 +240,9 @@ static inline int shmpool_seal(const shmpool_t *p, uint32_t head, uint64_t gener
         return SHMPOOL_EEVICTED;
     shmpool_set64(&p->slots[head].sealed_ns, now_ns);
     SHMPOOL_FAILPOINT("seal.before_publish");
-    int done = shmpool_cas64(&p->slots[head].word,
-                             shmpool_word(generation, p->me + 1, SHMPOOL_WRITING),
-                             shmpool_word(generation, p->me + 1, SHMPOOL_SEALED)); /* SYNC-1 */
+    int done =
+        shmpool_cas64(&p->slots[head].word, shmpool_word(generation, p->me + 1, SHMPOOL_WRITING),
+                      shmpool_word(generation, p->me + 1, SHMPOOL_SEALED)); /* SYNC-1 */
     SHMPOOL_FAILPOINT("seal.after_publish");
     return done ? SHMPOOL_OK : SHMPOOL_EEVICTED;
 }
@@ -257,8 +261,8 @@ static inline int shmpool_unpin(const shmpool_t *p, uint32_t slot) {
     return 1;
 }
 
-/* Pin a sealed span for reading. The count cannot overflow: each pin is an object of the process that
- * holds it, and 2**32 of those do not fit in memory. */
+/* Pin a sealed span for reading. The count cannot overflow: each pin is an object of the process
+ * that holds it, and 2**32 of those do not fit in memory. */
 static inline int shmpool_pin(const shmpool_t *p, uint32_t slot, uint64_t generation) {
     if (slot >= p->geometry.n_slots)
         return SHMPOOL_ESTALE;
@@ -269,7 +273,7 @@ static inline int shmpool_pin(const shmpool_t *p, uint32_t slot, uint64_t genera
     uint64_t w = shmpool_load64(&p->slots[slot].word); /* SYNC-2 */
     if (shmpool_word_generation(w) != generation || shmpool_word_state(w) != SHMPOOL_SEALED) {
         shmpool_unpin(p, slot);
-        return SHMPOOL_ESTALE;
+        return shmpool_stale_or_corrupt(w);
     }
     if (shmpool_evicted(p)) /* our row may have been zeroed under us: the pin protects nothing */
         return SHMPOOL_EEVICTED;
@@ -306,7 +310,8 @@ static inline int shmpool_read_descriptor(const shmpool_t *p, uint32_t slot,
     return SHMPOOL_OK;
 }
 
-/* Free a sealed span: now, or when its last pin goes. Exactly one caller per generation succeeds. */
+/* Free a sealed span: now, or when its last pin goes. Exactly one caller per generation succeeds.
+ */
 static inline int shmpool_free(const shmpool_t *p, uint32_t slot, uint64_t generation) {
     if (slot >= p->geometry.n_slots)
         return SHMPOOL_ESTALE;
@@ -314,7 +319,7 @@ static inline int shmpool_free(const shmpool_t *p, uint32_t slot, uint64_t gener
     for (;;) { /* ends: the owner changes by adoption only, anything else is stale */
         uint64_t w = shmpool_load64(&s->word);
         if (shmpool_word_generation(w) != generation || shmpool_word_state(w) != SHMPOOL_SEALED)
-            return SHMPOOL_ESTALE;
+            return shmpool_stale_or_corrupt(w);
         SHMPOOL_FAILPOINT("free.before_retire");
         if (shmpool_cas64(&s->word, w,
                           shmpool_word(generation, shmpool_word_owner(w), SHMPOOL_RETIRED)))
@@ -327,8 +332,9 @@ static inline int shmpool_free(const shmpool_t *p, uint32_t slot, uint64_t gener
 
 /* Make `client` the owner of a sealed span: from then on it lives and dies with that client.
  * `nonce` names the very attachment. If that one is gone (SHMPOOL_EGONE) the span is freed, because
- * nobody else knows about it. A death of ours between the CAS and the second look may leave the span
- * with a successor of the client's index, until that one detaches: bounded, and rare enough. */
+ * nobody else knows about it. A death of ours between the CAS and the second look may leave the
+ * span with a successor of the client's index, until that one detaches: bounded, and rare enough.
+ */
 static inline int shmpool_give(const shmpool_t *p, uint32_t slot, uint64_t generation,
                                uint32_t client, uint64_t nonce) {
     if (slot >= p->geometry.n_slots)
@@ -341,23 +347,24 @@ static inline int shmpool_give(const shmpool_t *p, uint32_t slot, uint64_t gener
     for (;;) {
         uint64_t w = shmpool_load64(&s->word);
         if (shmpool_word_generation(w) != generation || shmpool_word_state(w) != SHMPOOL_SEALED)
-            return SHMPOOL_ESTALE;
+            return shmpool_stale_or_corrupt(w);
         SHMPOOL_FAILPOINT("give.before_transfer");
         if (shmpool_cas64(&s->word, w, shmpool_word(generation, client + 1, SHMPOOL_SEALED)))
             break;
     }
     SHMPOOL_FAILPOINT("give.after_transfer");
-    /* A cleaner of `client` zeroes the nonce before it looks at the words: either it sees our CAS and
-     * frees the span, or we see its zero. */
+    /* A cleaner of `client` zeroes the nonce before it looks at the words: either it sees our CAS
+     * and frees the span, or we see its zero. */
     if (shmpool_load64(&p->clients[client].nonce) == nonce)
         return SHMPOOL_OK;
     shmpool_free(p, slot, generation);
     return SHMPOOL_EGONE;
 }
 
-/* Free everything that `client` held. The caller has PROOF that the client is dead and that its index
- * cannot be handed out meanwhile: a lock on byte 64 + client, shared (a cleaner) or exclusive (the
- * newcomer who takes the index). Idempotent; any number of callers; each may die or stop anywhere. */
+/* Free everything that `client` held. The caller has PROOF that the client is dead and that its
+ * index cannot be handed out meanwhile: a lock on byte 64 + client, shared (a cleaner) or exclusive
+ * (the newcomer who takes the index). Idempotent; any number of callers; each may die or stop
+ * anywhere. */
 static inline void shmpool_reclaim(const shmpool_t *p, uint32_t client) {
     uint32_t owner = client + 1;
     uint32_t n = p->geometry.n_slots;

@@ -28,8 +28,8 @@ static inline uint64_t shmpool_os_monotonic_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Lock, convert or unlock one byte of an open file description, without waiting. A byte of one's own
- * never conflicts: callers keep their own bytes apart. */
+/* Lock, convert or unlock one byte of an open file description, without waiting. A byte of one's
+ * own never conflicts: callers keep their own bytes apart. */
 static inline int shmpool_os_lock(int fd, int64_t byte, int mode) {
     struct flock lock = {0};
     lock.l_type = mode == SHMPOOL_LOCK_EXCLUSIVE ? F_WRLCK
@@ -48,10 +48,10 @@ static inline int shmpool_os_lock(int fd, int64_t byte, int mode) {
     }
 }
 
-/* Back [offset, offset + nbytes) of the file with memory, or fail. On tmpfs the kernel takes a failed call
- * back: it removes the pages of the range that nobody has touched yet. That includes pages which an
- * EARLIER reservation of the same range made, so only the owner of a slot may reserve in it. -EINTR: a
- * signal came first and everything is as before. */
+/* Back [offset, offset + nbytes) of the file with memory, or fail. On tmpfs the kernel takes a
+ * failed call back: it removes the pages of the range that nobody has touched yet. That includes
+ * pages which an EARLIER reservation of the same range made, so only the owner of a slot may
+ * reserve in it. -EINTR: a signal came first and everything is as before. */
 static inline int shmpool_os_reserve(int fd, uint64_t offset, uint64_t nbytes) {
     if (fallocate(fd, 0, (off_t)offset, (off_t)nbytes) == 0)
         return 0;
@@ -84,8 +84,8 @@ static inline int shmpool_os_populate(void *address, uint64_t nbytes, int write)
     }
 }
 
-/* Sleep until *word differs from `expected`, somebody wakes us, or the time is over. Returning early
- * is always allowed. The futex is not private: its key is the file's page. */
+/* Sleep until *word differs from `expected`, somebody wakes us, or the time is over. Returning
+ * early is always allowed. The futex is not private: its key is the file's page. */
 static inline void shmpool_os_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns) {
     struct timespec t = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
     syscall(SYS_futex, word, FUTEX_WAIT, expected, &t, NULL, 0);
@@ -100,9 +100,10 @@ static inline uint64_t shmpool_os_pid_namespace(void) {
     return stat("/proc/self/ns/pid", &st) == 0 ? (uint64_t)st.st_ino : 0;
 }
 
-/* A forked child shares our open file description, and with it our proof of life: it would keep a dead
- * parent alive, and an unlock by the child would kill a living one. So the child closes its copies at
- * once, in the fork handler, which may only do what a signal handler may: close(). It never unlocks. */
+/* A forked child shares our open file description, and with it our proof of life: it would keep a
+ * dead parent alive, and an unlock by the child would kill a living one. So the child closes its
+ * copies at once, in the fork handler, which may only do what a signal handler may: close(). It
+ * never unlocks. */
 #define SHMPOOL_OS_MAX_LOCK_FDS 1024
 static int shmpool_os_lock_fds[SHMPOOL_OS_MAX_LOCK_FDS]; /* fd + 1; 0 is empty */
 static uint32_t shmpool_os_forks;
@@ -121,8 +122,8 @@ static void shmpool_os_install_fork_handler(void) {
     pthread_atfork(NULL, NULL, shmpool_os_after_fork_in_child);
 }
 
-/* How often this process is a forked child of the one that loaded us; objects compare it with the value
- * at their birth. */
+/* How often this process is a forked child of the one that loaded us; objects compare it with the
+ * value at their birth. */
 static inline uint32_t shmpool_os_fork_count(void) {
     return __atomic_load_n(&shmpool_os_forks, __ATOMIC_RELAXED);
 }

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-3-Clause
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+# an active virtual environment is used; otherwise one is made here
+VENV ?= $(or $(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+C_SOURCES := $(wildcard src/shmpool/core/*.h src/shmpool/os/*.h tests/c/*.c tests/c/*.h bench/c/*.c)
+
+.PHONY: help demo test test-c lint fmt bench soak wheel clean
+
+help:  ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-installed: pyproject.toml setup.py src/shmpool/_core.pyx $(wildcard src/shmpool/*/*.h) | $(BIN)/python
+	$(PIP) install --quiet --editable '.[server]'
+	@touch $@
+
+$(VENV)/.dev-installed: pyproject.toml setup.py src/shmpool/_core.pyx $(wildcard src/shmpool/*/*.h) | $(BIN)/python
+	$(PIP) install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.demo-installed
+
+demo: $(VENV)/.demo-installed  ## install, start a server, run a 500 MB PCA through it, print the report
+	$(BIN)/gsb demo
+
+test: $(VENV)/.dev-installed  ## every test: Python, C under sanitizers, crashes, the model checker
+	$(BIN)/python -m pytest
+
+test-c: $(VENV)/.dev-installed  ## only the C core, plain and under the sanitizers
+	$(BIN)/python -m pytest tests/c
+
+lint: $(VENV)/.dev-installed  ## ruff, mypy --strict, stubtest, cython-lint, clang-format, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 src/shmpool/_core.pyx
+	$(BIN)/mypy src/shmpool python/gsb server/gsb_server
+	$(BIN)/python -m mypy.stubtest shmpool --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest-allowlist.txt
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.dev-installed  ## format everything
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+bench: $(VENV)/.dev-installed  ## all benchmarks against their baselines and peers; fails if 500 MB takes 800 ms
+	$(BIN)/python -m pytest --benchmark-only
+
+soak: $(VENV)/.dev-installed  ## 10,000 random kills
+	$(BIN)/python tests/soak/soak_kills.py --kills 10000
+
+wheel: $(VENV)/.dev-installed  ## build the abi3 wheel into dist/
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+clean:  ## remove what builds and tests leave
+	rm -rf build dist src/shmpool/*.so src/shmpool.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
