@@ -96,6 +96,10 @@ class Look:
     in_use: bool
     opening: bool
 
+    def span_of(self, slot: SlotStat) -> int:
+        """How many slots hang together from this one on. A slot being written does not say so yet; its tails do."""
+        return max(slot.span, 1 + sum(other.head == slot.slot for other in self.stat.slots))
+
     @property
     def dead(self) -> tuple[ClientStat, ...]:
         """Client entries whose process is gone and that nobody has cleaned up after yet."""

@@ -79,15 +79,16 @@ def program(label: str) -> str:
 
 
 def who(index: int | None, clients: dict[int, ClientStat]) -> str:
-    """A client in few words: ``4242 feed.py``, with ``dead`` where its process is gone."""
+    """A client in few words: ``4242 feed.py``, with ``dead`` in front where its process is gone."""
     if index is None:
         return "nobody"
     client = clients.get(index)
     if client is None:
         return f"client {index} (gone)"
-    return f"{client.pid} {program(client.label)}" + ("" if client.alive else " (dead)")
+    # "dead" stands first: a narrow column cuts the end off
+    return ("" if client.alive else "dead ") + f"{client.pid} {program(client.label)}"
 
 
-def span(slot: SlotStat) -> str:
+def span(slot: SlotStat, n_slots: int) -> str:
     """``7``, or ``4-6`` for an array over several slots."""
-    return str(slot.slot) if slot.span <= 1 else f"{slot.slot}-{slot.slot + slot.span - 1}"
+    return str(slot.slot) if n_slots <= 1 else f"{slot.slot}-{slot.slot + n_slots - 1}"

@@ -53,7 +53,7 @@ def _header(seen: Look) -> RenderableType:
     return grid
 
 
-def _slot_row(slot: SlotStat, clients: dict[int, ClientStat], reserved: int) -> list[RenderableType]:
+def _slot_row(slot: SlotStat, clients: dict[int, ClientStat], n_slots: int, reserved: int) -> list[RenderableType]:
     from rich.text import Text
 
     def person(index: int | None, count: int = 1) -> Text:
@@ -66,7 +66,7 @@ def _slot_row(slot: SlotStat, clients: dict[int, ClientStat], reserved: int) -> 
     else:
         owner = "" if slot.state == "free" else person(slot.owner)
     return [
-        render.span(slot),
+        render.span(slot, n_slots),
         slot.region,
         Text(slot.state, style=render.STATE_STYLES.get(slot.state, "")),
         owner,
@@ -82,7 +82,7 @@ def _slots(seen: Look, *, every_slot: bool) -> RenderableType:
     from rich.table import Table
 
     clients = {client.index: client for client in seen.stat.clients}
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for title in ("slot", "region", "state", "owner"):
         table.add_column(title, no_wrap=title != "owner")
     for title in ("bytes", "age"):
@@ -102,9 +102,9 @@ def _slots(seen: Look, *, every_slot: bool) -> RenderableType:
         for slot in slots:
             if slot.state == "tail" and not every_slot:
                 continue
-            whole = seen.stat.slots[slot.slot : slot.slot + (1 if every_slot else slot.span)]
-            reserved = sum(part.reserved_nbytes for part in whole)
-            table.add_row(*_slot_row(slot, clients, reserved), style="dim" if free else "")
+            n_slots = 1 if every_slot else seen.span_of(slot)
+            reserved = sum(part.reserved_nbytes for part in seen.stat.slots[slot.slot : slot.slot + n_slots])
+            table.add_row(*_slot_row(slot, clients, n_slots, reserved), style="dim" if free else "")
     return table
 
 
@@ -113,7 +113,7 @@ def _clients(seen: Look) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), expand=True)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
     table.add_column("client", justify="right", no_wrap=True)
     table.add_column("pid", justify="right", no_wrap=True)
     table.add_column("alive", no_wrap=True)

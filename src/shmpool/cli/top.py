@@ -94,7 +94,7 @@ def _table(frame: Frame, suspects: set[int], limit: int | None) -> Table:
     from rich.text import Text
 
     clients = {client.index: client for client in frame.now.stat.clients}
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), expand=True)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
     table.add_column("age", justify="right", no_wrap=True, min_width=5)
     table.add_column("slot", no_wrap=True)
     table.add_column("region", no_wrap=True)
@@ -115,7 +115,7 @@ def _table(frame: Frame, suspects: set[int], limit: int | None) -> Table:
             readers = Text("")
         table.add_row(
             render.age(slot.age),
-            render.span(slot),
+            render.span(slot, frame.now.span_of(slot)),
             slot.region,
             Text(slot.state, style=render.STATE_STYLES.get(slot.state, "")),
             "" if slot.state == "writing" else render.size(slot.nbytes),

@@ -266,11 +266,16 @@ static inline int shmpool_unpin(const shmpool_t *p, uint32_t slot) {
 static inline int shmpool_pin(const shmpool_t *p, uint32_t slot, uint64_t generation) {
     if (slot >= p->geometry.n_slots)
         return SHMPOOL_ESTALE;
+    /* A look before the count: stale handles that are tried again and again would otherwise put off
+     * the finalizer with stray counts. It decides nothing; the look after the count does. */
+    uint64_t w = shmpool_load64(&p->slots[slot].word);
+    if (shmpool_word_generation(w) != generation || shmpool_word_state(w) != SHMPOOL_SEALED)
+        return shmpool_stale_or_corrupt(w);
     if (shmpool_evicted(p))
         return SHMPOOL_EEVICTED;
     shmpool_add32(shmpool_pin_cell(p, slot, p->me), 1);
     SHMPOOL_FAILPOINT("pin.before_recheck");
-    uint64_t w = shmpool_load64(&p->slots[slot].word); /* SYNC-2 */
+    w = shmpool_load64(&p->slots[slot].word); /* SYNC-2 */
     if (shmpool_word_generation(w) != generation || shmpool_word_state(w) != SHMPOOL_SEALED) {
         shmpool_unpin(p, slot);
         return shmpool_stale_or_corrupt(w);
