@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Taking turns: contenders that are compared are measured in the same rounds, so that noise hits all of them."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+class Turns(Generic[K]):
+    """Runs every contender once per turn, in a new order each time, and keeps their times.
+
+    Parameters
+    ----------
+    contenders : mapping
+        What to run, by key. Each returns the seconds it took, so that it can prepare and check outside of them.
+    """
+
+    def __init__(self, contenders: Mapping[K, Callable[[], float]]) -> None:
+        self._contenders = dict(contenders)
+        self._order = list(self._contenders)
+        self._random = random.Random(7)
+        self.times: dict[K, list[float]] = {key: [] for key in self._contenders}
+
+    def turn(self) -> None:
+        """One round of all."""
+        self._random.shuffle(self._order)
+        for key in self._order:
+            self.times[key].append(self._contenders[key]())
+
+    def median(self, key: K) -> float:
+        """Median seconds of one contender."""
+        return statistics.median(self.times[key])
