@@ -25,9 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", help="address for TCP (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="TCP port; 0 means no TCP")
     parser.add_argument("--pool", dest="pool_path", type=Path, help="file of the shared pool")
-    parser.add_argument(
-        "--slot-size", dest="slot_nbytes", type=parse_size, help="bytes of one slot, such as 256M"
-    )
+    parser.add_argument("--slot-size", dest="slot_nbytes", type=parse_size, help="bytes of one slot, such as 256M")
     parser.add_argument("--input-slots", type=int)
     parser.add_argument("--output-slots", type=int)
     parser.add_argument("--scratch-slots", type=int)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -17,6 +18,8 @@ from gsb.protocol import wire
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
+
+import shmpool
 
 from .errors import ServerError, from_exception
 from .requests import parse
@@ -40,12 +43,14 @@ def default_socket() -> Path:
 class Request:
     """What a handler needs of a request. Starlette's own costs more than a small call."""
 
-    __slots__ = ("body", "id", "received", "scope")
+    __slots__ = ("body", "given", "id", "received", "scope")
 
     def __init__(self, scope: Scope, body: bytes, received: float) -> None:
         self.scope = scope
         self.body = body
         self.received = received
+        # Slots that the answer names; nobody would ever free them if it is not delivered.
+        self.given: list[shmpool.Handle] = []
         self.id: str = scope["gsb_request_id"]
 
     def json(self) -> dict[str, Any]:
@@ -71,9 +76,7 @@ class Endpoint:
         request_id = scope["gsb_request_id"]
         try:
             if scope["method"] != self.method:
-                raise ServerError(
-                    "method_not_allowed", f"this route takes {self.method}", "see docs/http-api.md"
-                )
+                raise ServerError("method_not_allowed", f"this route takes {self.method}", "see docs/http-api.md")
             body = b""
             if self.method == "POST":
                 message = await receive()
@@ -86,7 +89,11 @@ class Endpoint:
                     body = b"".join(parts)
                 if message["type"] == "http.disconnect":
                     return
-            status, answer = await self.handler(Request(scope, body, time.perf_counter()))
+            request = Request(scope, body, time.perf_counter())
+            status, answer = await self.handler(request)
+            if request.given and await _hung_up(receive):
+                self.service.take_back(request.given)
+                return
         except Exception as error:
             refused = from_exception(error)
             self.service.metrics.error(refused.code)
@@ -95,6 +102,16 @@ class Endpoint:
             await send_error(send, refused, request_id)
             return
         await send_json(send, status, answer, request_id)
+
+
+async def _hung_up(receive: Receive) -> bool:
+    """Whether the client has closed the connection while it was waiting."""
+    waiting = asyncio.ensure_future(receive())
+    await asyncio.sleep(0)
+    if waiting.done():
+        return bool(waiting.result()["type"] == "http.disconnect")
+    waiting.cancel()
+    return False
 
 
 def _json(value: dict[str, Any]) -> tuple[int, bytes]:
@@ -113,7 +130,7 @@ def _routes(service: Service) -> list[Route]:
         return 204, b""
 
     async def call(request: Request) -> tuple[int, bytes]:
-        return await service.call(request.json(), request.received, request.id)
+        return await service.call(request.json(), request.received, request.id, request.given)
 
     async def progress(request: Request) -> tuple[int, bytes]:
         query = parse_qs(request.scope["query_string"].decode("latin-1"))
@@ -121,13 +138,13 @@ def _routes(service: Service) -> list[Route]:
         return _json(service.progress(session, request.scope["path_params"]["call"]))
 
     async def attrs(request: Request) -> tuple[int, bytes]:
-        return await service.on_worker("attrs", request.json(), request.id)
+        return await service.on_worker("attrs", request.json(), request.id, request.given)
 
     async def state(request: Request) -> tuple[int, bytes]:
-        return await service.on_worker("state", request.json(), request.id)
+        return await service.on_worker("state", request.json(), request.id, request.given)
 
     async def load(request: Request) -> tuple[int, bytes]:
-        return await service.on_worker("load", request.json(), request.id)
+        return await service.on_worker("load", request.json(), request.id, request.given)
 
     async def forget(request: Request) -> tuple[int, bytes]:
         service.forget(request.json())

@@ -90,9 +90,7 @@ def from_exception(error: BaseException) -> ServerError:
     if isinstance(error, UnsupportedValueError):
         return ServerError("unsupported_value", error.message, error.hint)
     if isinstance(error, MemoryError):
-        return ServerError(
-            "out_of_memory", str(error) or "out of memory", "Send less at once, or free memory."
-        )
+        return ServerError("out_of_memory", str(error) or "out of memory", "Send less at once, or free memory.")
     return ServerError(
         "internal",
         f"{type(error).__name__} in the server",

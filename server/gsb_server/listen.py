@@ -94,9 +94,7 @@ class _Server(uvicorn.Server):
         uvicorn's own raises the signal again afterwards, which would end the process before the socket file
         is removed.
         """
-        previous = {
-            number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:

@@ -31,9 +31,7 @@ class Metrics:
         self.bytes_out = 0
         self._recent: deque[dict[str, float]] = deque(maxlen=_WINDOW)
 
-    def call(
-        self, estimator: str, method: str, stages: dict[str, float], bytes_in: int, bytes_out: int
-    ) -> None:
+    def call(self, estimator: str, method: str, stages: dict[str, float], bytes_in: int, bytes_out: int) -> None:
         """Count a call that was answered."""
         self.calls += 1
         self.methods[f"{estimator.rpartition('.')[2]}.{method}"] += 1

@@ -54,9 +54,7 @@ def field(body: dict[str, Any], name: str, kind: type, default: Any = _MISSING) 
     if value is _MISSING:
         raise ServerError("malformed", f"the field {name!r} is missing", "see docs/http-api.md")
     if value is not default and type(value) is not kind:
-        raise ServerError(
-            "malformed", f"the field {name!r} must be a {kind.__name__}", "see docs/http-api.md"
-        )
+        raise ServerError("malformed", f"the field {name!r} must be a {kind.__name__}", "see docs/http-api.md")
     return value
 
 
@@ -74,9 +72,7 @@ def check_estimator(name: str) -> str:
 def check_method(name: str) -> str:
     """Return the name if it is in the list of methods."""
     if name not in METHODS:
-        raise ServerError(
-            "unknown_method", f"{name[:100]!r} is not a method this server runs", "see docs/http-api.md"
-        )
+        raise ServerError("unknown_method", f"{name[:100]!r} is not a method this server runs", "see docs/http-api.md")
     return name
 
 
@@ -101,9 +97,7 @@ def check_params(cls: type, params: dict[str, Any]) -> None:
         if name in _REFUSED_PARAMS and value is not None:
             raise ServerError("bad_parameter", f"{name} cannot be set on a server", "leave it out")
         if isinstance(value, slice) or type(value).__module__.startswith("scipy.sparse"):
-            raise ServerError(
-                "bad_parameter", f"{name} cannot be a {type(value).__name__}", "see docs/http-api.md"
-            )
+            raise ServerError("bad_parameter", f"{name} cannot be a {type(value).__name__}", "see docs/http-api.md")
         if name == "n_jobs" and type(value) is int and abs(value) > _MAX_JOBS:
             raise ServerError("bad_parameter", f"n_jobs is beyond {_MAX_JOBS}", "use -1 for all cores")
 
@@ -112,9 +106,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     """Refuse settings that are not forwarded."""
     for name in config:
         if name not in CONFIG_NAMES:
-            raise ServerError(
-                "bad_parameter", f"the setting {name[:100]!r} is not forwarded", "see docs/http-api.md"
-            )
+            raise ServerError("bad_parameter", f"the setting {name[:100]!r} is not forwarded", "see docs/http-api.md")
     return config
 
 
@@ -138,9 +130,7 @@ class ArrayReader:
     def _read(self, value: dict[str, Any]) -> np.ndarray[Any, np.dtype[Any]]:
         if value.get("$") != "slot":
             # A path in a request would make the server read files for the asking.
-            raise ServerError(
-                "malformed", "files are not accepted in requests", "send arrays through the pool"
-            )
+            raise ServerError("malformed", "files are not accepted in requests", "send arrays through the pool")
         try:
             handle = shmpool.Handle.from_dict(value["handle"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -152,13 +142,9 @@ class ArrayReader:
         except (ValueError, OverflowError, IndexError) as error:
             raise ServerError("malformed", f"malformed handle: {error}", "see docs/http-api.md") from None
         if owner is None:
-            raise ServerError(
-                "stale_handle", "the slot was freed meanwhile", "put the array into the pool again"
-            )
+            raise ServerError("stale_handle", "the slot was freed meanwhile", "put the array into the pool again")
         if owner != self.client:
-            raise ServerError(
-                "foreign_handle", "the slot belongs to another client", "name your own arrays only"
-            )
+            raise ServerError("foreign_handle", "the slot belongs to another client", "name your own arrays only")
         array = self.pool.get(handle)
         self.nbytes += array.nbytes
         return array

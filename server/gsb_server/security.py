@@ -144,13 +144,8 @@ class Gate:
                 "the token is missing or wrong",
                 "local clients find it by themselves; or set GSB_TOKEN to the server's (see `gsb doctor`)",
             )
-        if (
-            scope["method"] == "POST"
-            and (content_type or b"").partition(b";")[0].strip() != b"application/json"
-        ):
-            raise ServerError(
-                "malformed", "the body must be application/json", "set Content-Type: application/json"
-            )
+        if scope["method"] == "POST" and (content_type or b"").partition(b";")[0].strip() != b"application/json":
+            raise ServerError("malformed", "the body must be application/json", "set Content-Type: application/json")
         if length is None:
             return False
         if not length.isdigit() or len(length) > 15 or int(length) > self.max_body_nbytes:
@@ -188,15 +183,11 @@ async def send_json(send: Send, status: int, body: bytes, request_id: str) -> No
         (b"cache-control", b"no-store"),
         (b"x-gsb-request-id", request_id.encode()),
     ]
-    await send(
-        {"type": "http.response.start", "status": status, "headers": headers[1:] if not body else headers}
-    )
+    await send({"type": "http.response.start", "status": status, "headers": headers[1:] if not body else headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(
-    send: Send, error: ServerError, request_id: str, exception: dict[str, Any] | None = None
-) -> None:
+async def send_error(send: Send, error: ServerError, request_id: str, exception: dict[str, Any] | None = None) -> None:
     """Send the error envelope."""
     body = json.dumps(envelope(error, request_id, exception)).encode()
     await send_json(send, error.status, body, request_id)

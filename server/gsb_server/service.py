@@ -11,6 +11,7 @@ The methods named ``*_job`` run on a worker thread, all others on the event loop
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -151,9 +152,7 @@ class Service:
             try:
                 if self.pool.owner(handle) == client:
                     self.pool.free(handle)
-                    log.warning(
-                        "a result was not fetched within %.0f s and is freed", self.settings.result_ttl
-                    )
+                    log.warning("a result was not fetched within %.0f s and is freed", self.settings.result_ttl)
             except shmpool.ShmPoolError:
                 continue  # freed meanwhile, as it should be
 
@@ -193,9 +192,7 @@ class Service:
         """Bind a session to a client that is attached to the pool."""
         self._check_protocol(body)
         if field(body, "pool", str) != self.pool.uuid:
-            raise ServerError(
-                "session_lost", "the pool was made anew", "attach to the pool that /v1/hello names"
-            )
+            raise ServerError("session_lost", "the pool was made anew", "attach to the pool that /v1/hello names")
         identity = field(body, "client", list)
         if len(identity) != 2 or any(type(part) is not int or not 0 <= part < 2**64 for part in identity):
             raise ServerError("malformed", "client must be [index, nonce]", "see docs/http-api.md")
@@ -226,8 +223,10 @@ class Service:
 
     # ------------------------------------------------------------------ calls
 
-    async def call(self, body: dict[str, Any], received: float, request_id: str) -> tuple[int, bytes]:
-        """Run one method of one estimator."""
+    async def call(
+        self, body: dict[str, Any], received: float, request_id: str, given: list[shmpool.Handle]
+    ) -> tuple[int, bytes]:
+        """Run one method of one estimator; ``given`` receives the slots that the answer names."""
         session = self.sessions.get(body.get("session"))
         call_id = field(body, "call", str)
         if not 1 <= len(call_id) <= 64:
@@ -241,7 +240,7 @@ class Service:
         session.running += 1
         try:
             status, answer, done = await self.workers.run(
-                self._call_job, session, body, state, received, request_id
+                self._call_job, session, body, state, received, request_id, given
             )
         finally:
             session.running -= 1
@@ -262,7 +261,13 @@ class Service:
         return {"stage": state.stage, "elapsed": end - state.started, "backend": self.backend.name}
 
     def _call_job(
-        self, session: Session, body: dict[str, Any], state: CallState, received: float, request_id: str
+        self,
+        session: Session,
+        body: dict[str, Any],
+        state: CallState,
+        received: float,
+        request_id: str,
+        given: list[shmpool.Handle],
     ) -> tuple[int, bytes, tuple[Any, ...] | None]:
         writer = self.results.writer(session.client)
         try:
@@ -273,7 +278,7 @@ class Service:
         except BaseException as error:
             writer.discard()
             return self._refusal(error, request_id)
-        self._note_given(writer)
+        self._note_given(writer, given)
         return 200, _dumps(answer), done
 
     def _refusal(self, error: BaseException, request_id: str) -> tuple[int, bytes, None]:
@@ -323,9 +328,7 @@ class Service:
             answer["model"] = entry.id
             answer["summary"] = summarize(outcome.attributes)
         if outcome.random_states:
-            answer["random_state"] = {
-                key: writer.encode(value) for key, value in outcome.random_states.items()
-            }
+            answer["random_state"] = {key: writer.encode(value) for key, value in outcome.random_states.items()}
         answer["backend"] = self.backend.name
         answer["device"] = self.choice.probe.device
         answer["reason"] = outcome.reason or self.choice.reason
@@ -340,9 +343,7 @@ class Service:
         answer["queue"] = queued
         return answer, (name, method, {**stages, "queue": queued}, reader.nbytes, writer.nbytes)
 
-    def _model_for(
-        self, body: dict[str, Any], name: str, method: str, params: dict[str, Any]
-    ) -> ModelEntry | None:
+    def _model_for(self, body: dict[str, Any], name: str, method: str, params: dict[str, Any]) -> ModelEntry | None:
         model_id = body.get("model")
         if model_id is None:
             if method not in FIT_METHODS:
@@ -350,9 +351,7 @@ class Service:
             return None
         entry = self.models.get(model_id)
         if entry.estimator != name:
-            raise ServerError(
-                "malformed", f"the model is a {entry.estimator}, not a {name}", "see docs/http-api.md"
-            )
+            raise ServerError("malformed", f"the model is a {entry.estimator}, not a {name}", "see docs/http-api.md")
         if method in FIT_METHODS and method != "partial_fit" and not params.get("warm_start"):
             return None  # a fit from the start makes a new model
         return entry
@@ -379,25 +378,34 @@ class Service:
             traceback.clear_frames(error.__traceback__)
             raise EstimatorError(description) from None
 
-    def _note_given(self, writer: ResultWriter) -> None:
+    def take_back(self, given: list[shmpool.Handle]) -> None:
+        """Free the slots of an answer that cannot be delivered."""
+        for handle in given:
+            with contextlib.suppress(shmpool.ShmPoolError):
+                self.pool.free(handle)
+
+    def _note_given(self, writer: ResultWriter, given: list[shmpool.Handle]) -> None:
+        given.extend(writer.handles)
         deadline = time.monotonic() + self.settings.result_ttl
         for handle in writer.handles:
             self._given.append((deadline, writer.client, handle))
 
     # ------------------------------------------------------------------ models
 
-    async def on_worker(self, name: str, body: dict[str, Any], request_id: str) -> tuple[int, bytes]:
+    async def on_worker(
+        self, name: str, body: dict[str, Any], request_id: str, given: list[shmpool.Handle]
+    ) -> tuple[int, bytes]:
         """Run ``attrs``, ``state`` or ``load`` on a worker."""
         session = self.sessions.get(body.get("session"))
         session.running += 1
         try:
-            status, answer, _ = await self.workers.run(self._model_job, name, session, body, request_id)
+            status, answer, _ = await self.workers.run(self._model_job, name, session, body, request_id, given)
         finally:
             session.running -= 1
         return status, answer
 
     def _model_job(
-        self, name: str, session: Session, body: dict[str, Any], request_id: str
+        self, name: str, session: Session, body: dict[str, Any], request_id: str, given: list[shmpool.Handle]
     ) -> tuple[int, bytes, tuple[Any, ...] | None]:
         writer = self.results.writer(session.client)
         try:
@@ -406,7 +414,7 @@ class Service:
         except BaseException as error:
             writer.discard()
             return self._refusal(error, request_id)
-        self._note_given(writer)
+        self._note_given(writer, given)
         return 200, _dumps(answer), None
 
     def _attrs(self, session: Session, body: dict[str, Any], writer: ResultWriter) -> dict[str, Any]:
@@ -414,9 +422,7 @@ class Service:
         found = {}
         for name in _texts(body, "names"):
             if name not in attributes:
-                raise ServerError(
-                    "not_found", f"the model has no attribute {name[:100]!r}", "see docs/http-api.md"
-                )
+                raise ServerError("not_found", f"the model has no attribute {name[:100]!r}", "see docs/http-api.md")
             found[name] = writer.encode(attributes[name])
         return {"attrs": found}
 

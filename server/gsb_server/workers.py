@@ -53,8 +53,7 @@ class Workers:
         self._closed = False
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._threads = [
-            threading.Thread(target=self._work, name=f"gsb-worker-{index}", daemon=True)
-            for index in range(threads)
+            threading.Thread(target=self._work, name=f"gsb-worker-{index}", daemon=True) for index in range(threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -62,9 +61,7 @@ class Workers:
     async def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run ``function(*args)`` on a worker and return what it returns."""
         if self._closed:
-            raise ServerError(
-                "shutting_down", "the server is shutting down", "Start it again with `gsb serve`."
-            )
+            raise ServerError("shutting_down", "the server is shutting down", "Start it again with `gsb serve`.")
         if self.pending >= self.threads + self.queue_limit:
             raise ServerError(
                 "busy",

@@ -67,11 +67,7 @@ def choose(wanted: str = "auto") -> BackendChoice:
             if wanted != "auto":
                 reason = f"chosen by name: {probes[name].reason}"
             else:
-                refused = [
-                    f"{other}: {probe.reason}" for other, probe in probes.items() if not probe.available
-                ]
+                refused = [f"{other}: {probe.reason}" for other, probe in probes.items() if not probe.available]
                 reason = "; ".join([*refused, probes[name].reason])
             return BackendChoice(backend, probes[name], reason, probes)
-    raise ValueError(
-        f"no backend works: {'; '.join(f'{name}: {probe.reason}' for name, probe in probes.items())}"
-    )
+    raise ValueError(f"no backend works: {'; '.join(f'{name}: {probe.reason}' for name, probe in probes.items())}")

@@ -41,6 +41,10 @@ __all__ = ["SklearnBackend"]
 log = logging.getLogger("gsb_server")
 
 _COPY_FLAGS = ("copy", "copy_X", "copy_x", "copy_Y")
+# Estimators that ask for a writable array and then, with the flag set (its default), write to a copy of their
+# own. Given a read-only view they would make one more copy first: 500 MB of it, for nothing. They get a
+# view that says it is writable; tests compare the slot's bytes before and after.
+_COPIES_ITSELF = frozenset({("sklearn.decomposition.PCA", "fit"), ("sklearn.decomposition.PCA", "fit_transform")})
 _IN_PLACE = frozenset({"partial_fit"})
 
 
@@ -96,13 +100,26 @@ def _private(value: Any) -> Any:
         return value.copy(order="K")
     if isinstance(value, dict):
         return {key: _private(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) and any(
-        isinstance(i, (np.ndarray, list, tuple, dict)) for i in value
-    ):
+    if isinstance(value, (list, tuple)) and any(isinstance(i, (np.ndarray, list, tuple, dict)) for i in value):
         return type(value)(_private(item) for item in value)
     if type(value).__module__.startswith("scipy.sparse"):
         return value.copy()
     return value
+
+
+class _Borrowed:
+    """Array protocol of somebody else's memory; keeps it alive."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def _writable_view(array: np.ndarray) -> np.ndarray:
+    """Return a view of the same memory whose flag says that it may be written to. It must not be."""
+    return array if array.flags.writeable else np.asarray(_Borrowed(array))
 
 
 def _may_write(cls: type, job: Job, params: dict[str, Any]) -> bool:
@@ -111,9 +128,7 @@ def _may_write(cls: type, job: Job, params: dict[str, Any]) -> bool:
             return True
     if any(value is False for value in job.args):
         names = _positional(cls, job.method)
-        return any(
-            name in _COPY_FLAGS and value is False for name, value in zip(names, job.args, strict=False)
-        )
+        return any(name in _COPY_FLAGS and value is False for name, value in zip(names, job.args, strict=False))
     return False
 
 
@@ -174,10 +189,11 @@ class SklearnBackend:
         key = (cls, job.method)
         if inputs and (in_place or key in self._needs_copies or _may_write(cls, job, params)):
             args, kwargs, params, inputs = _private(args), _private(kwargs), _private(params), []
+        elif args and isinstance(args[0], np.ndarray) and (job.estimator, job.method) in _COPIES_ITSELF:
+            # ``_may_write`` has made sure that the flag is not off.
+            args = (_writable_view(args[0]), *args[1:])
         before = None if job.model is None else vars(job.model).copy()
-        config: AbstractContextManager[Any] = (
-            sklearn.config_context(**job.config) if job.config else nullcontext()
-        )
+        config: AbstractContextManager[Any] = sklearn.config_context(**job.config) if job.config else nullcontext()
         with collect_warnings() as caught, config:
             try:
                 estimator, result, started, seconds = self._call(cls, job, params, args, kwargs)
@@ -197,9 +213,7 @@ class SklearnBackend:
         if is_self:
             result = None
         random_states = {
-            name: getattr(estimator, name)
-            for name, value in params.items()
-            if isinstance(value, np.random.RandomState)
+            name: getattr(estimator, name) for name, value in params.items() if isinstance(value, np.random.RandomState)
         }
         changed = before is None or "fit" in job.method or _changed(before, vars(estimator))
         nbytes = 0
@@ -216,8 +230,7 @@ class SklearnBackend:
             started=started,
             compute_seconds=seconds,
             warnings=[
-                CapturedWarning(f"{w.category.__module__}.{w.category.__qualname__}", str(w.message))
-                for w in caught
+                CapturedWarning(f"{w.category.__module__}.{w.category.__qualname__}", str(w.message)) for w in caught
             ],
         )
 
@@ -250,7 +263,8 @@ class SklearnBackend:
 
     def attributes(self, model: Any) -> dict[str, Any]:
         """Return everything but the parameters, private attributes included."""
-        params = _parameters(type(model))
+        cls: Any = type(model)
+        params = _parameters(cls)
         return {name: value for name, value in vars(model).items() if name not in params}
 
     def export(self, model: Any) -> Any:
@@ -293,9 +307,7 @@ def _differs(estimator: Any, params: dict[str, Any]) -> bool:
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    return len(before) != len(after) or any(
-        before.get(name, before) is not value for name, value in after.items()
-    )
+    return len(before) != len(after) or any(before.get(name, before) is not value for name, value in after.items())
 
 
 def _check_state(estimator: Any) -> None:
