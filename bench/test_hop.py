@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.harness.arrays import Stamp, source
-from bench.harness.clock import Turns
+from bench.harness.clock import Turns, measure
 from bench.harness.report import Report, Row
 from bench.harness.settings import HOP_NBYTES, MIB, rounds
 from bench.harness.workspace import Workspace, require_memory
@@ -94,7 +94,9 @@ def test_hop(
         pytest.skip(f"not installed: {', '.join(missing)}")
     stamp = Stamp(array)
     with contextlib.ExitStack() as stack:
-        peers = {p: stack.enter_context(_started(p, workspace, array)) for p in (*present, Copyto)}
+        peers: dict[type[Peer], Peer] = {
+            p: stack.enter_context(_started(p, workspace, array)) for p in (*present, Copyto)
+        }
         ours = stack.enter_context(_started(ShmpoolPut, workspace, array))
         turns = Turns({p: _timed(peer, stamp) for p, peer in peers.items()})
         our_hop = _timed(ours, stamp)
@@ -105,9 +107,8 @@ def test_hop(
             times.clear()
 
         # pytest-benchmark times our hop; everybody else takes a turn in front of each of its rounds.
-        benchmark.pedantic(our_hop, setup=turns.turn, rounds=n_rounds)
+        median = measure(benchmark, our_hop, setup=turns.turn, rounds=n_rounds)
 
-    median = benchmark.stats.stats.median
     section = "1. 512 MiB hop, put and get"
     copyto = turns.median(Copyto)
     ratio = median / copyto
@@ -116,9 +117,7 @@ def test_hop(
     report.add(Row(section, f"np.copyto ({group} round)", copyto, 1.0, "np.copyto", rounds=n_rounds))
     for peer_type in present:
         theirs = turns.median(peer_type)
-        report.add(
-            Row(section, peer_type.name, theirs, theirs / median, "shmpool", "> 1", theirs > median, n_rounds)
-        )
+        report.add(Row(section, peer_type.name, theirs, theirs / median, "shmpool", "> 1", theirs > median, n_rounds))
     for name in missing:
         benchmark.extra_info[name] = "not installed"
     benchmark.extra_info["seconds"] = {p.name: times for p, times in turns.times.items()}

@@ -28,7 +28,7 @@ def read_all(array: NDArray[Any]) -> bytes:
 
 
 class Stamp:
-    """Changes the array a little before every hop, so that what arrived in the last round does not pass for this one."""
+    """Changes the array a little before every hop, so that the arrival of the last round does not pass for this one."""
 
     def __init__(self, array: NDArray[np.float32]) -> None:
         self._bytes = array.view(np.uint8)

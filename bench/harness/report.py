@@ -20,9 +20,7 @@ _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 def duration(seconds: float) -> str:
     """Seconds with three digits and the unit that fits."""
-    for size, unit in _UNITS:
-        if seconds >= size:
-            break
+    size, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
     value = seconds / size
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bench.peers.base import Peer
 
 
 def _service(folder: Path) -> tuple[Any, Any]:
-    import iceoryx2
+    iceoryx2: Any = importlib.import_module("iceoryx2")  # has no types
 
     iceoryx2.set_log_level(iceoryx2.LogLevel.Error)
     config = iceoryx2.config.default()
@@ -37,7 +38,7 @@ def _service(folder: Path) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def _reader(folder: Path) -> Iterator[Answer]:
-    node, service = _service(folder)
+    node, service = _service(folder)  # the node must outlive the rest
     subscriber = service.subscriber_builder().create()
 
     def answer(_: bytes) -> bytes:
@@ -46,8 +47,11 @@ def _reader(folder: Path) -> Iterator[Answer]:
         sample.delete()
         return result
 
-    yield answer
-    del subscriber, service, node
+    try:
+        yield answer
+    finally:
+        subscriber.delete()
+        del service, node
 
 
 class Iceoryx2(Peer):

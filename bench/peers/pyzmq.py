@@ -42,7 +42,7 @@ class Pyzmq(Peer):
 
     def hop(self) -> bytes:
         self._child.tell(b"go")
-        self._ours.send(self._array, copy=False)
+        self._ours.send(self._array.data, copy=False)
         return self._child.answer()
 
     def close(self) -> None:

@@ -48,7 +48,8 @@ class RayStore(Peer):
                     total = array.reshape(-1).view(np.uint8)[::4096].sum(dtype=np.uint64)
                     return struct.pack("<Q", int(total))
 
-            self._reader = ray.remote(Reader).remote()
+            make_actor: Any = ray.remote(Reader)
+            self._reader = make_actor.remote()
             self.hop()
 
     def hop(self) -> bytes:

@@ -20,7 +20,7 @@ from bench.peers.base import Peer
 def _reader(name: str, nbytes: int) -> Iterator[Answer]:
     block = SharedMemory(name)
     try:
-        yield lambda _: touch(np.frombuffer(block.buf, np.float32, nbytes // 4))
+        yield lambda _: touch(np.ndarray(nbytes // 4, np.float32, block.buf))
     finally:
         block.close()
 

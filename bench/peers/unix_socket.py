@@ -23,7 +23,7 @@ _BUFFER_NBYTES = 4 << 20
 def _reader(data: socket.socket, nbytes: int) -> Iterator[Answer]:
     data.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_NBYTES)
     array = np.ones(nbytes // 4, np.float32)
-    room = memoryview(array).cast("B")
+    room = array.data.cast("B")
 
     def answer(_: bytes) -> bytes:
         have = 0
@@ -44,7 +44,7 @@ class UnixSocket(Peer):
     name = "Unix socket"
 
     def start(self, array: NDArray[Any]) -> None:
-        self._bytes = memoryview(array).cast("B")
+        self._bytes = array.data.cast("B")
         theirs, self._ours = socket.socketpair(socket.AF_UNIX)
         self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_NBYTES)
         with theirs:
