@@ -543,7 +543,9 @@ def _handle_from_bytes(data):
     return Handle.from_bytes(data)
 
 
+# no_gc_clear: these release what they hold in __dealloc__, so the collector must not empty them before it.
 @cython.final
+@cython.no_gc_clear
 @cython.freelist(64)
 cdef class Pin:
     """Owner of one pin: the base of every array that `get` hands out. Its death is the unpin."""
@@ -557,6 +559,7 @@ cdef class Pin:
 
 
 @cython.final
+@cython.no_gc_clear
 @cython.freelist(16)
 cdef class Claim:
     """Owner of a claimed span: the base of a loan's arrays.
@@ -582,6 +585,7 @@ cdef class Claim:
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Loan:
     """An array born in the pool, to be filled in place and then sealed: no copy at all.
 
@@ -678,8 +682,13 @@ def seconds(timeout):
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Core:
-    """One attachment of this process to one pool: mapping, client identity, locks."""
+    """One attachment of this process to one pool: mapping, client identity, locks.
+
+    Whoever uses the mapping across anything that may run other Python code (a released GIL, an allocation, which may
+    run the garbage collector and with it a finaliser that closes the pool) counts itself in `live` first.
+    """
 
     cdef object __weakref__
     cdef shmpool_t p
@@ -866,13 +875,18 @@ cdef class Core:
         return self.p.header.created_ns
 
     def counters(self):
+        cdef uint64_t[3] values
+        cdef int index
         self.check_open()
-        return {name: shmpool_load64(&self.p.counters.rotation[index].value) for index, name in enumerate(REGIONS)}
+        for index in range(3):
+            values[index] = shmpool_load64(&self.p.counters.rotation[index].value)
+        return {"input": values[0], "output": values[1], "scratch": values[2]}
 
     # -- claiming ------------------------------------------------------------------------------------------------
 
     cdef Claim claim(self, uint64_t nbytes, object region, object timeout):
         """Claim a span for nbytes and back it with memory."""
+        cdef Claim claim = Claim.__new__(Claim)
         self.check_open()
         index = REGION_INDEX.get(region)
         if index is None:
@@ -894,18 +908,23 @@ cdef class Core:
                 nbytes=nbytes, pool_nbytes=pool_nbytes,
             )
         cdef uint32_t span = <uint32_t>slots
-        cdef uint64_t ticket = shmpool_ticket(&self.p, region_index, span)
-        rc = shmpool_claim(&self.p, region_index, span, ticket, shmpool_os_monotonic_ns(), &head, &generation)
-        if rc == SHMPOOL_EFULL:
-            rc = self.wait_for_claim(region_index, span, ticket, timeout, &head, &generation)
-        if rc != SHMPOOL_OK:
-            _raise(rc, "claim")
-        cdef Claim claim = Claim.__new__(Claim)
-        claim.core = self
+        cdef uint64_t ticket
+        self.check_open()
+        self.live += 1
+        try:
+            ticket = shmpool_ticket(&self.p, region_index, span)
+            rc = shmpool_claim(&self.p, region_index, span, ticket, shmpool_os_monotonic_ns(), &head, &generation)
+            if rc == SHMPOOL_EFULL:
+                rc = self.wait_for_claim(region_index, span, ticket, timeout, &head, &generation)
+            if rc != SHMPOOL_OK:
+                _raise(rc, "claim")
+        except BaseException:
+            self.release()
+            raise
+        claim.core = self  # the count in `live` is the claim's from here on
         claim.head = head
         claim.span = span
         claim.generation = generation
-        self.live += 1
         SHMPOOL_FAILPOINT("put.claimed")
         self.back(head, nbytes, True)
         return claim
@@ -922,31 +941,27 @@ cdef class Core:
         cdef uint64_t pause
         cdef uint64_t jitter = self.p.nonce | 1
         cdef int rc
-        self.live += 1  # the mapping stays while we sleep, whatever close() another thread calls
-        try:
-            while True:
-                shmpool_store32(&self.p.counters.waiters, 1)  # SYNC-4: before the words are read again
-                seen = shmpool_load32(&self.p.counters.wake_seq)
-                self.reclaim_dead()
-                now = shmpool_os_monotonic_ns()
-                rc = shmpool_claim(&self.p, region, span, ticket, now, head, generation)
-                if rc != SHMPOOL_EFULL:
-                    return rc
-                if now >= deadline:
-                    break
-                PyErr_CheckSignals()
-                pause = min(deadline - now, WAIT_PERIOD_NS)
-                if span > 1:
-                    # Claimants of spans that back off in step could undo each other for ever.
-                    jitter ^= jitter << 13
-                    jitter ^= jitter >> 7
-                    jitter ^= jitter << 17
-                    pause = pause // 2 + jitter % (pause // 2 + 1)
-                with nogil:
-                    shmpool_os_wait(&self.p.counters.wake_seq, seen, pause)
-                self.check_open()
-        finally:
-            self.release()
+        while True:
+            shmpool_store32(&self.p.counters.waiters, 1)  # SYNC-4: before the words are read again
+            seen = shmpool_load32(&self.p.counters.wake_seq)
+            self.reclaim_dead()
+            now = shmpool_os_monotonic_ns()
+            rc = shmpool_claim(&self.p, region, span, ticket, now, head, generation)
+            if rc != SHMPOOL_EFULL:
+                return rc
+            if now >= deadline:
+                break
+            PyErr_CheckSignals()
+            pause = min(deadline - now, WAIT_PERIOD_NS)
+            if span > 1:
+                # Claimants of spans that back off in step could undo each other for ever.
+                jitter ^= jitter << 13
+                jitter ^= jitter >> 7
+                jitter ^= jitter << 17
+                pause = pause // 2 + jitter % (pause // 2 + 1)
+            with nogil:
+                shmpool_os_wait(&self.p.counters.wake_seq, seen, pause)
+            self.check_open()
         from .stat import full_error
         raise full_error(self, REGIONS[region], span, (now - start) / 1e9)
 
@@ -1343,10 +1358,14 @@ cdef class Core:
             return False
         if client == self.p.me:
             return True
-        with self.reclaim_lock:
-            if not lock(self.lock_fd, LOCK_BYTE_CLIENTS + client, SHMPOOL_LOCK_SHARED):
-                return True
-            lock(self.lock_fd, LOCK_BYTE_CLIENTS + client, SHMPOOL_LOCK_NONE)
+        self.live += 1
+        try:
+            with self.reclaim_lock:
+                if not lock(self.lock_fd, LOCK_BYTE_CLIENTS + client, SHMPOOL_LOCK_SHARED):
+                    return True
+                lock(self.lock_fd, LOCK_BYTE_CLIENTS + client, SHMPOOL_LOCK_NONE)
+        finally:
+            self.release()
         return False
 
     cdef int reclaim_dead(self) except -1:
@@ -1379,7 +1398,11 @@ cdef class Core:
     def reclaim(self):
         """Free what dead clients left behind; how many such clients there were."""
         self.check_open()
-        return self.reclaim_dead()
+        self.live += 1
+        try:
+            return self.reclaim_dead()
+        finally:
+            self.release()
 
     # -- inspection ----------------------------------------------------------------------------------------------
 
@@ -1390,6 +1413,13 @@ cdef class Core:
         head or None, {client: pins}). A client: (index, nonce, pid, pid_namespace, attached_ns, label, alive).
         """
         self.check_open()
+        self.live += 1
+        try:
+            return self.take_snapshot()
+        finally:
+            self.release()
+
+    cdef object take_snapshot(self):
         cdef uint32_t slot, client, state, owner, count
         cdef uint32_t high = shmpool_high_water(&self.p)
         cdef shmpool_slot_t *s

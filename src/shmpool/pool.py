@@ -61,6 +61,7 @@ class Pool:
     Crash: a process that dies, however, frees all it held: the kernel drops its lock, and whoever next needs a slot
     cleans up. A process that is only stopped keeps everything.
     Fork: the child's copy raises :class:`ForkedPoolError`; call :meth:`reattach` there.
+    Pickling: the copy attaches to the same path, as a client of its own.
     """
 
     def __init__(self) -> None:
@@ -254,6 +255,10 @@ class Pool:
         state = " (forked: call reattach())" if self._core.is_forked else " (closed)" if self.closed else ""
         g = self._core.geometry
         return f"<shmpool.Pool {str(self._path)!r}: {g.n_slots} slots of {g.slot_nbytes} bytes{state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To another process goes the way to the pool, not this object's place in it.
+        return _attach_again, (type(self), str(self._path), self._core.default_timeout, self._prefault_nbytes)
 
     # -- identity ------------------------------------------------------------------------------------------------
 
@@ -460,6 +465,10 @@ class Pool:
     def stat(self) -> PoolStat:
         """A snapshot: slots, owners, ages, pins, counters, bytes reserved, file system."""
         return take_stat(self._core, str(self._path), self.filesystem)
+
+
+def _attach_again(cls: type[Pool], path: str, timeout: float, prefault_nbytes: int) -> Pool:
+    return cls.attach(path, timeout=timeout, prefault_nbytes=prefault_nbytes)
 
 
 def _plain(array: ArrayLike) -> NDArray[Any]:

@@ -84,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:
-    path = default_path(create=arguments.command == "bench") if arguments.path is None else Path(os.path.abspath(arguments.path))
+    if arguments.path is None:
+        path = default_path(create=arguments.command == "bench")
+    else:
+        path = Path(os.path.abspath(arguments.path))
     # Imported here: each command alone needs its own part, and `rich` and `multiprocessing` are slow to import.
     if arguments.command == "stat":
         from .stat import run as run_stat

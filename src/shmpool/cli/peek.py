@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Look at a pool without becoming a client of it.
 
-An attached client changes what it looks at: it takes a client entry, keeps the pool "in use", and, when it is the first to
-come, frees what the dead left, which is just what somebody wants to see after a crash. So the inspection commands
-read the tables with ``pread`` (docs/format.md has the offsets) and ask the kernel with ``F_OFD_GETLK`` who is alive. They
-write nothing, lock nothing and map nothing: a file that is truncated meanwhile is an error here, not a SIGBUS.
+An attached client changes what it looks at: it takes a client entry, keeps the pool "in use", and, when it is the
+first to come, frees what the dead left, which is just what somebody wants to see after a crash. So the inspection
+commands read the tables with ``pread`` (docs/format.md has the offsets) and ask the kernel with ``F_OFD_GETLK`` who is
+alive. They write nothing, lock nothing and map nothing: a file that is truncated meanwhile is an error, not a SIGBUS.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..stat import ClientStat, PoolStat, SlotStat, take_stat
 if TYPE_CHECKING:
     from .._core import Geometry, _RawClient, _RawSlot
 
-__all__ = ["Look", "Lookout", "is_locked", "look"]
+__all__ = ["Look", "Lookout", "is_locked", "is_opening", "look"]
 
 # docs/format.md, format 1. Another format never comes this far: header_check refuses it.
 _SLOT_NBYTES = 1024
@@ -219,6 +219,15 @@ class Lookout:
                     (index, nonce, pid, namespace, attached, text.decode("utf-8", "replace"), index in self._alive)
                 )
         return self._now, [self._slot(index) for index in range(self.geometry.n_slots)], clients
+
+
+def is_opening(lock_file: Path) -> bool:
+    """Whether a process is alone at this moment: creating, recovering or removing the pool."""
+    try:
+        with _reading(lock_file) as fd:
+            return is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=True)
+    except PoolNotFoundError:
+        return False
 
 
 def look(path: Path) -> Look:

@@ -44,13 +44,12 @@ def print_json(data: Any, *, indent: int | None = 2) -> None:
 
 def size(nbytes: float) -> str:
     """Bytes for people: ``256 MiB``, ``1.5 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            break
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while nbytes >= 1024 and len(units) > 1:
         nbytes /= 1024
-    else:
-        unit = "TiB"
-    return f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 99.95 or nbytes % 1 == 0 else f"{nbytes:.1f} {unit}"
+        del units[0]
+    exact = units[0] == "B" or nbytes >= 99.95 or nbytes % 1 == 0
+    return f"{nbytes:.0f} {units[0]}" if exact else f"{nbytes:.1f} {units[0]}"
 
 
 def age(seconds: float | None) -> str:

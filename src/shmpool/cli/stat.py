@@ -73,11 +73,11 @@ def _slot_row(slot: SlotStat, clients: dict[int, ClientStat], n_slots: int, rese
         render.size(slot.nbytes) if slot.nbytes or slot.state in ("sealed", "retired") else "",
         render.age(slot.age),
         Text("\n").join([person(index, count) for index, count in slot.pins.items()]),
-        render.size(reserved) if reserved else "",
+        render.size(reserved),
     ]
 
 
-def _slots(seen: Look, *, every_slot: bool) -> RenderableType:
+def _slots(seen: Look, *, every_slot: bool, wide: bool) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -88,23 +88,23 @@ def _slots(seen: Look, *, every_slot: bool) -> RenderableType:
     for title in ("bytes", "age"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("pinned by")
-    table.add_column("reserved", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("reserved", justify="right", no_wrap=True)
+    columns = len(table.columns)
     # A pool may have thousands of free slots; a run of them is one line.
     for (free, region), run in groupby(seen.stat.slots, key=lambda slot: (slot.state == "free", slot.region)):
         slots = list(run)
         if free and len(slots) > 1 and not every_slot:
             reserved = sum(slot.reserved_nbytes for slot in slots)
-            table.add_row(
-                f"{slots[0].slot}-{slots[-1].slot}", region, "free", *[""] * 4,
-                render.size(reserved) if reserved else "", style="dim",
-            )
+            cells = [f"{slots[0].slot}-{slots[-1].slot}", region, "free", *[""] * 4, render.size(reserved)]
+            table.add_row(*cells[:columns], style="dim")
             continue
         for slot in slots:
             if slot.state == "tail" and not every_slot:
                 continue
             n_slots = 1 if every_slot else seen.span_of(slot)
             reserved = sum(part.reserved_nbytes for part in seen.stat.slots[slot.slot : slot.slot + n_slots])
-            table.add_row(*_slot_row(slot, clients, n_slots, reserved), style="dim" if free else "")
+            table.add_row(*_slot_row(slot, clients, n_slots, reserved)[:columns], style="dim" if free else "")
     return table
 
 
@@ -159,7 +159,7 @@ def run(path: Path, *, as_json: bool, every_slot: bool) -> int:
         return 0
     console.print(_header(seen))
     console.print()
-    console.print(_slots(seen, every_slot=every_slot))
+    console.print(_slots(seen, every_slot=every_slot, wide=console.width >= 100))
     console.print()
     if seen.stat.clients:
         console.print(_clients(seen))

@@ -37,9 +37,7 @@ def rates(frame: Frame) -> dict[str, float | None]:
     new, old = frame.now.stat, frame.before.stat if frame.before else None
     if old is None or old.uuid != new.uuid or frame.seconds <= 0:
         return dict.fromkeys(new.counters, None)
-    return {
-        region: ((value - old.counters[region]) % 2**64) / frame.seconds for region, value in new.counters.items()
-    }
+    return {region: ((value - old.counters[region]) % 2**64) / frame.seconds for region, value in new.counters.items()}
 
 
 def leak_suspects(seen: Look, leak_after: float) -> set[int]:
