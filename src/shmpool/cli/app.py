@@ -84,10 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:
-    if arguments.path is None:
-        path = default_path(create=arguments.command == "bench")
-    else:
-        path = Path(os.path.abspath(arguments.path))
+    path = default_path(create=False) if arguments.path is None else Path(os.path.abspath(arguments.path))
     # Imported here: each command alone needs its own part, and `rich` and `multiprocessing` are slow to import.
     if arguments.command == "stat":
         from .stat import run as run_stat
@@ -113,7 +110,7 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         return run_gc(path, as_json=arguments.json, remove=arguments.remove)
     from .bench import run as run_bench
 
-    return run_bench(path.parent, as_json=arguments.json, max_mib=arguments.max_mib, seconds=arguments.seconds)
+    return run_bench(path, as_json=arguments.json, max_mib=arguments.max_mib, seconds=arguments.seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -123,10 +123,7 @@ def _run_all(folder: Path, largest: int, seconds: float, report: Report) -> Resu
 
 
 def _time(seconds: float) -> str:
-    for factor, unit in ((1e6, "us"), (1e3, "ms")):
-        if seconds * factor < 1000:
-            break
-    value = seconds * factor
+    value, unit = (seconds * 1e6, "us") if seconds < 1e-3 else (seconds * 1e3, "ms")
     return f"{value:.1f} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
 
 
@@ -143,13 +140,13 @@ def _show(console: Console, results: Results) -> None:
         cells = []
         for times in results.values():
             ratio = times[name] / times["pool, put"]
-            text = f"{ratio:.1f}x" if ratio < 99.95 else f"{ratio:.0f}x"
-            cells.append(Text.assemble(_time(times[name]), (f"{text:>7}", "green" if ratio < 1 else "dim")))
+            text = f"{ratio:.2f}x" if ratio < 0.95 else f"{ratio:.1f}x" if ratio < 99.95 else f"{ratio:.0f}x"
+            cells.append(Text.assemble(_time(times[name]), (f"{text:>6}", "green" if ratio < 1 else "dim")))
         table.add_row(Text(name, style="bold" if name.startswith("pool") else ""), *cells)
     console.print(table)
     console.print(
-        "\nMedian time from the writer's call to the reader's answer; the reader looks at every page.\n"
-        "1.0x is the pool's put. A loan is written in place by its maker, so there is no copy to wait for.",
+        "\nMedian time from the writer's call to the reader's answer, and how many times as long\n"
+        "as the pool's put. The reader looks at every page. A loan is written in place.",
         style="dim",
     )
 
@@ -169,8 +166,11 @@ def _as_dict(results: Results) -> dict[str, Any]:
     }
 
 
-def run(folder: Path, *, as_json: bool, max_mib: int, seconds: float) -> int:
-    """Measure with a temporary pool in `folder` and print the table."""
+def run(path: Path, *, as_json: bool, max_mib: int, seconds: float) -> int:
+    """Measure with a temporary pool beside `path` and print the table."""
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
     wanted = max_mib << 20
     largest = _largest(folder, wanted)
     if largest < wanted:
