@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["children", "failpoint_build", "no_survivors", "places", "pool_dir", "pool_path", "small_pool"]
 
+
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
     """The session's folder on tmpfs, and the check that it is empty in the end."""
