@@ -94,9 +94,8 @@ def test_hop(
         pytest.skip(f"not installed: {', '.join(missing)}")
     stamp = Stamp(array)
     with contextlib.ExitStack() as stack:
-        peers: dict[type[Peer], Peer] = {
-            p: stack.enter_context(_started(p, workspace, array)) for p in (*present, Copyto)
-        }
+        contenders: list[type[Peer]] = [*present, Copyto]
+        peers = {p: stack.enter_context(_started(p, workspace, array)) for p in contenders}
         ours = stack.enter_context(_started(ShmpoolPut, workspace, array))
         turns = Turns({p: _timed(peer, stamp) for p, peer in peers.items()})
         our_hop = _timed(ours, stamp)
