@@ -22,7 +22,7 @@ from .errors import UnsupportedDtypeError
 from .paths import default_path
 from .space import mount_of
 from .stat import PoolStat, take_stat
-from .warm import DEFAULT_PREFAULT_NBYTES, start_warming
+from .warm import DEFAULT_PREFAULT_NBYTES, every_slot, next_slots, start_warming
 
 __all__ = ["ClientId", "Pool", "Region"]
 
@@ -71,7 +71,7 @@ class Pool:
     _path: Path
     _prefault_nbytes: int
     _attach_timeout: float
-    _warmer: threading.Thread | None
+    _warmers: list[threading.Thread | None]
     filesystem: str
     created: bool
 
@@ -195,7 +195,8 @@ class Pool:
             self._path, mode, geometry, attach_timeout=self._attach_timeout, default_timeout=timeout
         )
         self.filesystem = mount_of(self._path).filesystem
-        self._warmer = start_warming(self._core, str(self._path), self._prefault_nbytes)
+        steps = next_slots(self._core, "input", self._prefault_nbytes)
+        self._warmers = [start_warming(self._core, str(self._path), steps)]
         _open_pools.add(self)
 
     def reattach(self) -> None:
@@ -233,9 +234,10 @@ class Pool:
         Lifetime: arrays from :meth:`get` stay good; the mapping goes when the last of them is gone.
         """
         self._core.close()
-        warmer, self._warmer = self._warmer, None
-        if warmer is not None and warmer is not threading.current_thread() and not self._core.is_forked:
-            warmer.join(5.0)
+        warmers, self._warmers = self._warmers, []
+        for warmer in warmers:
+            if warmer is not None and warmer is not threading.current_thread() and not self._core.is_forked:
+                warmer.join(5.0)
         _open_pools.discard(self)
 
     @property
@@ -457,6 +459,22 @@ class Pool:
             The array was freed, perhaps because its owner died.
         """
         self._core.give(handle, self._core.client_index, self._core.client_nonce)
+
+    def prefault(self, region: Region, slot_nbytes: int) -> None:
+        """Prepare the first bytes of every slot of a region in the background, as opening does for the input region.
+
+        Parameters
+        ----------
+        region : {"input", "output", "scratch"}
+        slot_nbytes : int
+            How much of each slot; memory is taken for it, but never more than an eighth of what is free.
+
+        Notes
+        -----
+        Blocking: returns at once. Contents are not touched, whoever owns the slots.
+        """
+        steps = every_slot(self._core, region, slot_nbytes)
+        self._warmers.append(start_warming(self._core, str(self._path), steps))
 
     def reclaim(self) -> int:
         """Free at once what dead clients left; how many there were. Claims do this by themselves when they need to."""

@@ -15,7 +15,7 @@ import threading
 from . import _core
 from .errors import ShmPoolError
 
-__all__ = ["DEFAULT_PREFAULT_NBYTES", "start_warming"]
+__all__ = ["DEFAULT_PREFAULT_NBYTES", "every_slot", "next_slots", "start_warming"]
 
 DEFAULT_PREFAULT_NBYTES = 512 * 2**20
 
@@ -33,23 +33,46 @@ def _free_nbytes(fd_path: str) -> int:
     return free
 
 
-def _warm(core: _core.Core, path: str, nbytes: int) -> None:
+def _warm(core: _core.Core, path: str, steps: list[tuple[int, int]]) -> None:
     # Closed, forked or removed meanwhile: there is nothing left to prepare, and nobody to tell.
     with contextlib.suppress(ShmPoolError, OSError):
-        left = min(nbytes, _free_nbytes(path) // _SHARE_OF_FREE)
-        geometry = core.geometry
-        n = geometry.input_slots
-        start = core.counters()["input"]
-        for step in range(n):
-            if left <= 0 or not core.warm((start + step) % n, left):
+        left = _free_nbytes(path) // _SHARE_OF_FREE
+        for slot, nbytes in steps:
+            if left <= 0 or not core.warm(slot, min(nbytes, left)):
                 return
-            left -= geometry.slot_nbytes
+            left -= nbytes
 
 
-def start_warming(core: _core.Core, path: str, nbytes: int) -> threading.Thread | None:
-    """Prefault the input slots that come next, up to `nbytes` in all, in a daemon thread."""
-    if nbytes <= 0 or core.geometry.input_slots == 0:
+def _rotation(core: _core.Core, region: str) -> list[int]:
+    """The slots of a region in the order in which an idle pool hands them out next."""
+    geometry = core.geometry
+    counts = (geometry.input_slots, geometry.output_slots, geometry.scratch_slots)
+    index = _core.REGIONS.index(region)
+    first, n = sum(counts[:index]), counts[index]
+    start = core.counters()[region]
+    return [first + (start + step) % n for step in range(n)]
+
+
+def next_slots(core: _core.Core, region: str, nbytes: int) -> list[tuple[int, int]]:
+    """Steps that prepare `nbytes` in the slots that come next, whole slots first: for one large array."""
+    steps = []
+    for slot in _rotation(core, region):
+        if nbytes <= 0:
+            break
+        steps.append((slot, min(nbytes, core.geometry.slot_nbytes)))
+        nbytes -= core.geometry.slot_nbytes
+    return steps
+
+
+def every_slot(core: _core.Core, region: str, nbytes: int) -> list[tuple[int, int]]:
+    """Steps that prepare the first `nbytes` of each slot of a region: for a stream of smaller arrays."""
+    return [(slot, min(nbytes, core.geometry.slot_nbytes)) for slot in _rotation(core, region)]
+
+
+def start_warming(core: _core.Core, path: str, steps: list[tuple[int, int]]) -> threading.Thread | None:
+    """Prefault (slot, nbytes) pairs in a daemon thread."""
+    if not steps:
         return None
-    thread = threading.Thread(target=_warm, args=(core, path, nbytes), name="shmpool-prefault", daemon=True)
+    thread = threading.Thread(target=_warm, args=(core, path, steps), name="shmpool-prefault", daemon=True)
     thread.start()
     return thread
