@@ -66,7 +66,7 @@ def check_owner(fd: int, path: Path) -> os.stat_result:
         )
     if found.st_mode & 0o077:
         raise PoolPermissionError(
-            f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, so it is open to other users; a pool's files are 0600.",
+            f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, so other users may open it; pool files are 0600.",
             hint=f"is this a pool file? If it is: chmod 600 {path}",
         )
     return found
