@@ -42,10 +42,7 @@ def portable(value: Any) -> Any:
     if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
         if hasattr(value, "__array_namespace__"):
             raise UnsupportedValueError(f"an array of {kind.__module__} stays where it is")
-        found = np.asarray(value)
-        if found.dtype.kind == "O" and hasattr(value, "dtype") and not isinstance(value.dtype, np.dtype):
-            raise UnsupportedValueError(f"a column of dtype {value.dtype}")
-        return found
+        return np.asarray(value)
     return value
 
 
