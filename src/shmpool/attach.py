@@ -181,6 +181,16 @@ def attach(
         pause = min(pause * 2, 0.02)
 
 
+def _first_page(path: Path, *, create: bool) -> tuple[int, bytes, int]:
+    """Open a pool file; descriptor, private copy of its first page, size."""
+    fd = _open_file(path, create=create)
+    try:
+        return fd, os.pread(fd, _core.PAGE_NBYTES, 0), check_owner(fd, path).st_size
+    except BaseException:
+        os.close(fd)
+        raise
+
+
 def _try_attach(
     path: Path, mode: Mode, geometry: _core.Geometry | None, default_timeout: float
 ) -> tuple[_core.Core, bool] | None:
@@ -212,12 +222,18 @@ def _try_attach(
             )
         if created and mode is Mode.ATTACH:
             raise PoolNotFoundError(f"there is no pool at {path}.", hint="Pool.open() creates one")
-        fd = _open_file(path, create=alone)
-        undo.callback(os.close, fd)
-        size = check_owner(fd, path).st_size
-        page = os.pread(fd, _core.PAGE_NBYTES, 0)
+        fd, page, size = _first_page(path, create=alone)
+        undo.callback(lambda: os.close(fd))
         verdict, found, uuid, version, stamp = _core.header_check(page, size)
-        if alone and (size == 0 or verdict == "creating" or (mode is Mode.CREATE and verdict == "ok")):
+        if alone and mode is Mode.CREATE and verdict == "ok":
+            # A new file, not the old one emptied: a child that was forked by a dead user of the old one may still look
+            # at it through inherited views, and would meet a SIGBUS.
+            path.unlink()
+            _core.failpoint("create.unlinked")
+            os.close(fd)
+            fd, page, size = _first_page(path, create=True)
+            verdict = "creating"
+        if alone and (size == 0 or verdict == "creating"):
             if geometry is None:
                 raise PoolNotFoundError(f"there is no finished pool at {path}.", hint="Pool.open() creates one")
             page = _build(fd, geometry)
@@ -247,12 +263,8 @@ def remove(path: Path) -> None:
         if not _core.lock(lock_fd, _core.LOCK_BYTE_LIFE, _core.LOCK_EXCLUSIVE) or not _same_file(lock_fd, lock_file):
             raise PoolExistsError(f"the pool at {path} is in use.", hint="`python -m shmpool stat` shows by whom")
         if path.exists():
-            fd = _open_file(path, create=False)
-            try:
-                size = check_owner(fd, path).st_size
-                page = os.pread(fd, _core.PAGE_NBYTES, 0)
-            finally:
-                os.close(fd)
+            fd, page, size = _first_page(path, create=False)
+            os.close(fd)
             verdict, _, _, version, stamp = _core.header_check(page, size)
             if verdict == "magic" and size > 0:
                 raise refuse(verdict, path, page, size, version, stamp)
