@@ -13,6 +13,7 @@ import copy
 import functools
 import importlib
 import logging
+import sys
 import threading
 import time
 import warnings
@@ -64,6 +65,9 @@ _FORWARDED: Final = {
     "skip_parameter_validation": False,
     "sparse_interface": "spmatrix",
 }
+
+# Modules whose frames stand between a proxy and the line that called it.
+_NOT_THE_USERS: Final = ("gsb.", "sklearn.utils._set_output", "sklearn.utils._available_if", "sklearn.base")
 
 _STATE: Final = "_gsb"
 _REPORT: Final = "_gsb_report"
@@ -253,7 +257,8 @@ def _fall_back(
     error: Exception,
 ) -> Any:
     reason = f"no server: {error.args[0] if error.args else error}"
-    warnings.warn(f"{type(estimator).__name__}.{method} runs in this process: {reason}", FallbackWarning, stacklevel=5)
+    text = f"{type(estimator).__name__}.{method} runs in this process: {reason}"
+    warnings.warn(text, FallbackWarning, stacklevel=_users_level())
     return _run_here(estimator, base, method, args, kwargs, reason)
 
 
@@ -421,8 +426,15 @@ def _advance_random_states(params: dict[str, Any], states: dict[str, Any]) -> No
 
 def _warn(answer: Answer) -> None:
     for category, message in answer.warnings:
-        # user -> method -> _dispatch -> _fit or _use -> here
-        warnings.warn(message, warning_class(category), stacklevel=5)
+        warnings.warn(message, warning_class(category), stacklevel=_users_level())
+
+
+def _users_level() -> int:
+    """Give the `stacklevel` of the user's line: above our frames and scikit-learn's wrappers of them."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_NOT_THE_USERS):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _note(estimator: Any, report: Report, started: float | None = None) -> None:
