@@ -87,6 +87,10 @@ class Settings:
         Limits against a runaway client.
     shutdown_timeout : float
         Seconds running calls are given to end at shutdown.
+    allow_remote : bool
+        Accept a ``host`` that other machines can reach.
+    log_level : str
+        ``debug``, ``info``, ``warning`` or ``error``.
     """
 
     socket: Path | None = None

@@ -13,10 +13,11 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
-import shmpool
 from gsb.protocol import decode_value, encode_value
 from gsb_server.app import create_app
 from gsb_server.settings import Settings
+
+import shmpool
 
 TOKEN = "test-token-" + "0" * 32
 DEADLINE = 60.0
@@ -289,6 +290,13 @@ def peer(server: Server, make_peer: Callable[[Server], Peer]) -> Iterator[Peer]:
 @pytest.fixture
 def busy() -> Callable[[shmpool.Pool], list[Any]]:
     return busy_slots
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool], str], None]:
+    from helpers.processes import eventually
+
+    return eventually
 
 
 @pytest.fixture

@@ -41,7 +41,15 @@ def test_every_route_wants_the_token(server: Any, method: str, path: str, wrong:
 
 @pytest.mark.parametrize(
     "host",
-    [b"evil.example", b"localhost.evil.example", b"localhost:80@evil", b"", b"LOCALHOST:1", b"127.0.0.1", b"localhost:8765"],
+    [
+        b"evil.example",
+        b"localhost.evil.example",
+        b"localhost:80@evil",
+        b"",
+        b"LOCALHOST:1",
+        b"127.0.0.1",
+        b"localhost:8765",
+    ],
 )
 def test_other_hosts_are_refused_on_the_unix_socket(server: Any, token: str, host: bytes) -> None:
     headers = [(b"host", host), (b"authorization", f"Bearer {token}".encode())]
@@ -190,9 +198,7 @@ def test_every_code_the_server_uses_has_a_status() -> None:
 
     folder = Path(gsb_server.__file__).parent
     used = {
-        code
-        for path in folder.rglob("*.py")
-        for code in re.findall(r'ServerError\(\s*"([a-z_]+)"', path.read_text())
+        code for path in folder.rglob("*.py") for code in re.findall(r'ServerError\(\s*"([a-z_]+)"', path.read_text())
     }
     assert used
     assert used <= set(ERROR_STATUS)
