@@ -8,8 +8,15 @@
 array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
 """
 
+from ._channel import Message
 from ._core import Geometry, Handle, Loan
+from .channel import Channel, ChannelLoan
 from .errors import (
+    ChannelClosedError,
+    ChannelEmptyError,
+    ChannelExistsError,
+    ChannelFullError,
+    ChannelNotFoundError,
     ClientEvictedError,
     ClientGoneError,
     ForkedPoolError,
@@ -27,6 +34,7 @@ from .errors import (
     PoolSpaceError,
     ShmPoolError,
     StaleHandleError,
+    TooManyChannelsError,
     TooManyClientsError,
     UnsupportedDtypeError,
     UnsupportedFilesystemError,
@@ -38,6 +46,13 @@ from .stat import ClientStat, PoolStat, SlotStat
 __version__ = "0.1.0"
 
 __all__ = [
+    "Channel",
+    "ChannelClosedError",
+    "ChannelEmptyError",
+    "ChannelExistsError",
+    "ChannelFullError",
+    "ChannelLoan",
+    "ChannelNotFoundError",
     "ClientEvictedError",
     "ClientGoneError",
     "ClientId",
@@ -48,6 +63,7 @@ __all__ = [
     "HandleError",
     "Loan",
     "LoanError",
+    "Message",
     "PayloadTooLargeError",
     "Pool",
     "PoolBusyError",
@@ -63,6 +79,7 @@ __all__ = [
     "ShmPoolError",
     "SlotStat",
     "StaleHandleError",
+    "TooManyChannelsError",
     "TooManyClientsError",
     "UnsupportedDtypeError",
     "UnsupportedFilesystemError",

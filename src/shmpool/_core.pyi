@@ -16,6 +16,7 @@ LOCK_NONE: Final[int]
 LOCK_SHARED: Final[int]
 LOCK_EXCLUSIVE: Final[int]
 LOCK_BYTE_LIFE: Final[int]
+LOCK_BYTE_CHANNELS: Final[int]
 LOCK_BYTE_CLIENTS: Final[int]
 REGIONS: Final[tuple[str, str, str]]
 STATES: Final[tuple[str, ...]]
@@ -40,7 +41,14 @@ def fast_copy(target: NDArray[Any], source: NDArray[Any], n_threads: int = 0) ->
 @final
 class Geometry:
     def __init__(
-        self, slot_nbytes: int, input_slots: int, output_slots: int, scratch_slots: int, max_clients: int
+        self,
+        slot_nbytes: int,
+        input_slots: int,
+        output_slots: int,
+        scratch_slots: int,
+        max_clients: int,
+        max_channels: int = 32,
+        channel_nbytes: int = 4194304,
     ) -> None: ...
     @property
     def slot_nbytes(self) -> int: ...
@@ -56,6 +64,12 @@ class Geometry:
     def max_clients(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def max_channels(self) -> int: ...
+    @property
+    def channel_nbytes(self) -> int: ...
+    @property
+    def channels_offset(self) -> int: ...
     @property
     def slots_offset(self) -> int: ...
     @property
