@@ -3,8 +3,8 @@
 
 A victim gets the pool's path, prepares itself, says "ready", waits for "go", and does the thing. From "go" on its
 failpoint is armed. If it is not killed there it says "done" and, when told so, checks that everything it still has is
-as it left it, and leaves. Names common to all texts: ``path``, ``stamped``, ``check`` (see helpers.pools), ``attach()``,
-``go()`` and ``kept``, a list of (array, seed) to look at in the end.
+as it left it, and leaves. Names common to all texts: ``path``, ``stamped``, ``check`` (see helpers.pools),
+``attach()``, ``go()`` and ``kept``, a list of (array, seed) to look at in the end.
 """
 
 from __future__ import annotations
