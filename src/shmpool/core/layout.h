@@ -268,7 +268,7 @@ static inline void shmpool_header_fill(shmpool_header_t *h, const shmpool_geomet
     h->slots_offset = g->slots_offset;
     h->file_nbytes = g->file_nbytes;
     h->created_ns = created_ns;
-    h->epoch = 1;
+    h->epoch = 0; /* its creator, being alone, makes it 1 */
     h->header_crc = shmpool_header_crc(h);
 }
 
