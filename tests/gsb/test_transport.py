@@ -12,11 +12,12 @@ from typing import Any
 import gsb
 import numpy as np
 import pytest
-import shmpool
 from gsb._codec import Outbox, _decode_array, _encode_array
 from gsb.errors import PayloadTooLargeError, ProtocolError, ServerBusyError, StaleArrayError
 from gsb.protocol import INLINE_LIMIT
 from gsb.shm_transport import ShmTransport
+
+import shmpool
 
 SLOT = 1 << 20
 
