@@ -88,6 +88,7 @@ SCENARIOS = (
     Scenario("create", "go(); pool = small(path); array, seed = stamped(5), 5", "absent"),
     Scenario("attach", "go(); pool = attach(); array, seed = stamped(5), 5"),
     Scenario("take over", "go(); pool = attach(); array, seed = stamped(5), 5", "abandoned"),
+    Scenario("create anew", "go(); pool = small(path, anew=True); array, seed = stamped(5), 5", "abandoned"),
     Scenario("put", "pool = attach(); go(); h = pool.put(stamped(5)); kept.append((pool.get(h), 5))"),
     Scenario(
         "put large", "pool = attach(); go(); h = pool.put(stamped(5, 65536), 'output'); kept.append((pool.get(h), 5))"

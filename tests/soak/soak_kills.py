@@ -4,8 +4,8 @@
 Workers open a pool and put, loan, seal, abort, get, hold, free, give, adopt, reclaim and close, as chance will have it.
 They tell each other of arrays on a board in shared memory, and check of every array they get that it is the one that
 the board promised, whole, and unchanged as long as they look at it. Meanwhile they are killed, stopped for a while,
-killed all at once; the abandoned pool is taken over, or removed and created anew by all at once. Every few dozen kills a
-lone survivor must be able to use every slot. ::
+killed all at once; the abandoned pool is taken over, or removed and created anew by all at once. Every few dozen kills
+a lone survivor must be able to use every slot. ::
 
     python tests/soak/soak_kills.py --kills 10000 --seconds 600
 
