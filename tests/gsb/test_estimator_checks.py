@@ -34,8 +34,8 @@ REASONS: dict[str, dict[str, str]] = {
 
 # Of other libraries' arrays, which stay in this process; and of a method that these classes do not have.
 NOT_APPLICABLE = {
-    "RandomForestClassifier": ("check_decision_proba_consistency",),
-    "KNeighborsClassifier": ("check_decision_proba_consistency",),
+    "RandomForestClassifier": ("check_classifiers_multilabel_output_format_decision_function",),
+    "KNeighborsClassifier": ("check_classifiers_multilabel_output_format_decision_function",),
 }
 
 
