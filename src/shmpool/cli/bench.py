@@ -186,6 +186,6 @@ def run(path: Path, *, as_json: bool, max_mib: int, seconds: float) -> int:
     except (EOFError, ConnectionError, TimeoutError) as error:
         if isinstance(error, (ShmPoolError, BrokenPipeError)):
             raise
-        print(f"shmpool: the reading process failed: {error or 'it ended'}", file=sys.stderr)
+        print(f"shmpool: the reading process failed: {str(error) or 'it ended'}", file=sys.stderr)
         return 1
     return 0
