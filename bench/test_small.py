@@ -6,6 +6,7 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -25,6 +26,8 @@ SECTION = "3. small arrays"
 BAR = 4e-6
 CORE_BAR = 300e-9
 CORE_SOURCE = Path(__file__).parent / "c" / "bench_core.c"
+# one line per span and number of clients; the number matters because a free looks at the pins of each of them
+CORE_LINE = re.compile(r"span 1, clients' high water\s+(\d+):\s+([0-9.]+) ns")
 CALLS = 2000
 
 
@@ -72,15 +75,18 @@ def test_core(benchmark: BenchmarkFixture, workspace: Workspace, report: Report)
     build = [compiler, "-std=gnu11", "-O2", "-pthread", "-o", str(program), str(CORE_SOURCE)]
     subprocess.run(build, check=True, timeout=120)
 
-    def run() -> float:
-        done = subprocess.run([str(program)], check=True, capture_output=True, text=True, timeout=120)
-        found = re.search(r"([0-9.]+)\s*ns", done.stdout)
-        assert found is not None, f"no figure in the output:\n{done.stdout}"
-        return float(found[1]) * 1e-9
+    times: dict[int, list[float]] = {}
 
-    turns = Turns({"core": run})
+    def run() -> None:
+        done = subprocess.run([str(program)], check=True, capture_output=True, text=True, timeout=120)
+        found = CORE_LINE.findall(done.stdout)
+        assert found, f"no figure in the output:\n{done.stdout}"
+        for clients, figure in found:
+            times.setdefault(int(clients), []).append(float(figure) * 1e-9)
+
     n_rounds = rounds(9, 3)
-    measure(benchmark, turns.turn, rounds=n_rounds)
-    median = turns.median("core")
-    met = median < CORE_BAR
-    report.add(Row(SECTION, "claim + seal + pin + release in C", median, bar="< 300 ns", met=met, rounds=n_rounds))
+    measure(benchmark, run, rounds=n_rounds)
+    for clients in (min(times), max(times)):
+        median = statistics.median(times[clients])
+        what = f"claim + seal + pin + release in C, {clients} client{'s' if clients > 1 else ''}"
+        report.add(Row(SECTION, what, median, bar="< 300 ns", met=median < CORE_BAR, rounds=n_rounds))

@@ -198,11 +198,11 @@ class Client:
 
     def _session_for(self, connection: Connection) -> Session:
         found = self._session
-        if found is not None and found.server == connection.server:
+        if found is not None and _is_usable(found, connection):
             return found
         with self._lock:
             found = self._session
-            if found is None or found.server != connection.server:
+            if found is None or not _is_usable(found, connection):
                 found = self._session = self._open_session(connection)
             return found
 
@@ -441,6 +441,11 @@ class Client:
     def status(self) -> dict[str, Any]:
         """Ask the server what it is doing."""
         return self._exchange(self._connection(), "GET", STATUS, None, get_config().connect_timeout)
+
+
+def _is_usable(session: Session, connection: Connection) -> bool:
+    # ShmTransport.reset() closes the pool under us.
+    return session.server == connection.server and not session.transport.pool.closed
 
 
 def _answer_of(status: int, body: bytes) -> dict[str, Any]:

@@ -185,3 +185,12 @@ class ShmTransport:
     @property
     def _scratch_counter(self) -> int:
         return self.pool.counters["scratch"]
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held it.
+    ShmTransport._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

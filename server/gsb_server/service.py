@@ -46,6 +46,8 @@ __all__ = ["EstimatorError", "Service"]
 
 log = logging.getLogger("gsb_server")
 
+_PREFAULT_NBYTES = 64 * 2**20
+
 
 class EstimatorError(Exception):
     """The estimator raised; ``description`` is what the client needs to raise the same."""
@@ -102,7 +104,10 @@ class Service:
         threads = min(settings.worker_threads, self.backend.max_workers or settings.worker_threads)
         self.workers = Workers(threads, settings.queue_limit)
         self.results = Results(self.pool, settings.output_timeout)
+        # Results would otherwise pay for the first touch of every page of a slot, one after the other.
+        self.pool.prefault("output", min(settings.slot_nbytes, _PREFAULT_NBYTES))
         self._watcher = asyncio.create_task(self._watch(), name="gsb-watcher")
+        self._warm_up = asyncio.create_task(self.workers.run(self._warm_up_job), name="gsb-warm-up")
         log.info("backend %s on %s: %s", self.backend.name, self.choice.probe.device, self.choice.reason)
 
     async def stop(self) -> None:
@@ -111,6 +116,7 @@ class Service:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
+        await asyncio.gather(self._warm_up, return_exceptions=True)
         idle = await self.workers.drain(self.settings.shutdown_timeout)
         if not idle:
             log.warning("%d calls are still running and are abandoned", self.workers.pending)
@@ -122,6 +128,13 @@ class Service:
         # The mapping must not go away under a thread that is still computing on it.
         if idle:
             ShmTransport.reset()
+
+    def _warm_up_job(self) -> None:
+        """Import what calls will need, so that the first one does not wait for it."""
+        for name in ESTIMATORS:
+            if self.closing:
+                return
+            estimator_class(name)
 
     async def _watch(self) -> None:
         while True:

@@ -14,13 +14,12 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_INCREF
-from libc.errno cimport EINTR
+from libc.errno cimport EBADF, EFBIG, EINTR, EMFILE, ENOSPC, ESTALE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 import operator
 import struct
-import threading
 
 import numpy as np
 
@@ -181,9 +180,16 @@ cdef extern from "os/os.h" nogil:
     uint64_t shmpool_os_pid_namespace() noexcept
     uint32_t shmpool_os_fork_count() noexcept
     const uint32_t *shmpool_os_fork_counter() noexcept
-    int shmpool_os_watch_fork(int fd) noexcept
-    void shmpool_os_unwatch_fork(int fd) noexcept
-    void shmpool_os_close(int fd) noexcept
+    ctypedef struct shmpool_os_file_t:
+        uint64_t device
+        uint64_t inode
+    int shmpool_os_identify(int fd, shmpool_os_file_t *file) noexcept
+    int shmpool_os_names(int fd, const shmpool_os_file_t *file) noexcept
+    int64_t shmpool_os_own(int fd) noexcept
+    int shmpool_os_owns(int fd, int64_t ticket) noexcept
+    void shmpool_os_close(int fd, int64_t ticket, const shmpool_os_file_t *file) noexcept
+    int shmpool_os_open_again(const char *path, const shmpool_os_file_t *file) noexcept
+    uint64_t shmpool_os_available(int fd) noexcept
 
 cdef extern from "core/copy.h" nogil:
     ctypedef void (*shmpool_copy_kernel)(unsigned char *dst, const unsigned char *src, size_t nbytes) noexcept
@@ -287,14 +293,6 @@ def failpoint(str label):
 def layout_stamp():
     """The stamp by which two builds with other structures refuse each other."""
     return shmpool_layout_stamp()
-
-
-def lock(int fd, int64_t byte, int mode):
-    """Lock, convert or release one byte without waiting; False when somebody else holds it."""
-    cdef int rc = shmpool_os_lock(fd, byte, mode)
-    if rc < 0:
-        raise OSError(-rc, f"locking byte {byte} of the lock file failed")
-    return rc == 0
 
 
 def reserve(int fd, uint64_t offset, uint64_t nbytes):
@@ -457,6 +455,67 @@ def header_check(bytes page, uint64_t file_nbytes):
     known = rc == SHMPOOL_OK or rc == SHMPOOL_ETRUNCATED
     return (verdict, geometry if known else None, PyBytes_FromStringAndSize(<char *>h.uuid, 16), h.format_version,
             h.layout_stamp)
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Descriptor:
+    """Owner of an open file: closes it when told to or when it dies, and in every forked child at once.
+
+    Remembers which file it opened. When other code has closed the number and it names another file now, `check` says so
+    and nothing of that file is touched.
+    """
+
+    cdef int fd
+    cdef int64_t ticket
+    cdef shmpool_os_file_t file
+    cdef uint32_t born_in_fork
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __init__(self, int fd):
+        """Take over an open descriptor, also on failure."""
+        cdef int rc = shmpool_os_identify(fd, &self.file)
+        if self.fd >= 0:
+            raise TypeError("a Descriptor does not change")
+        if rc < 0:
+            raise OSError(-rc, "the descriptor is not open")
+        self.born_in_fork = shmpool_os_fork_count()
+        self.ticket = shmpool_os_own(fd)
+        self.fd = fd
+        if self.ticket < 0:
+            raise OSError(EMFILE, "more pools are open in this process than it can keep track of")
+
+    def __dealloc__(self):
+        self.release()
+
+    cdef void release(self) noexcept:
+        # In a forked child the fork handler has closed it, and the number may belong to somebody else by now.
+        if self.fd >= 0 and shmpool_os_fork_count() == self.born_in_fork:
+            shmpool_os_close(self.fd, self.ticket, &self.file)
+        self.fd = -1
+
+    cdef inline bint holds(self) noexcept:
+        return (self.fd >= 0 and shmpool_os_fork_count() == self.born_in_fork
+                and shmpool_os_owns(self.fd, self.ticket) and shmpool_os_names(self.fd, &self.file))
+
+    def fileno(self):
+        """The number, for calls that want one."""
+        if not self.holds():
+            raise OSError(EBADF, "this descriptor was closed")
+        return self.fd
+
+    def lock(self, int64_t byte, int mode):
+        """Lock, convert or release one byte without waiting; False when somebody else holds it."""
+        cdef int rc = shmpool_os_lock(self.fileno(), byte, mode)
+        if rc < 0:
+            raise OSError(-rc, f"locking byte {byte} failed")
+        return rc == 0
+
+    def close(self):
+        """Close it. Twice is harmless."""
+        self.release()
 
 
 cdef object HANDLE_STRUCT = struct.Struct("<4s16sIIQQ")
@@ -730,40 +789,38 @@ cdef class Core:
 
     cdef object __weakref__
     cdef shmpool_t p
-    cdef int fd
-    cdef int lock_fd
+    cdef Descriptor file
+    cdef Descriptor lock_file
+    cdef bytes lock_path
     cdef uint32_t born_in_fork
     cdef bint closed      # no new operations
     cdef bint attached    # mapping and identity exist
     cdef Py_ssize_t live  # pins, claims and running calls that need the mapping
     cdef uint64_t *populated  # per slot: bytes from its start that are in this process's page tables
-    cdef object reclaim_lock
     cdef readonly bytes uuid
     cdef readonly Geometry geometry
     cdef readonly object default_timeout
     cdef bint stop_warming
     cdef shmpool_bridge_t lent
-    cdef readonly object channel_lock  # one thread at a time at byte 1
 
-    def __cinit__(self):
-        self.fd = self.lock_fd = -1
-
-    def __init__(self, int fd, int lock_fd, Geometry geometry, bytes uuid, uint64_t nonce, uint32_t pid, str label,
+    def __init__(self, Descriptor file not None, Descriptor lock_file not None, bytes lock_path not None,
+                 Geometry geometry not None, bytes uuid not None, uint64_t nonce, uint32_t pid, str label,
                  default_timeout, bint alone):
-        """Map the pool and become a client of it. Takes over both descriptors, also on failure.
+        """Map the pool and become a client of it.
 
-        The caller holds byte 0 of the lock file, exclusively if `alone`.
+        The caller holds byte 0 of both files, exclusively if `alone`.
         """
-        self.fd = fd
-        self.lock_fd = lock_fd
+        if self.geometry is not None:
+            raise TypeError("a Core is attached once")
+        self.file = file
+        self.lock_file = lock_file
+        self.lock_path = lock_path
         self.geometry = geometry
         self.uuid = uuid
         self.default_timeout = seconds(default_timeout)
-        self.reclaim_lock = threading.Lock()
-        self.channel_lock = threading.Lock()
         self.born_in_fork = shmpool_os_fork_count()
         cdef void *base = NULL
-        cdef int rc = shmpool_os_map(fd, geometry.g.file_nbytes, &base)
+        cdef int rc = shmpool_os_map(file.fileno(), geometry.g.file_nbytes, &base)
         if rc < 0:
             raise OSError(-rc, "mapping the pool file failed")
         shmpool_bind(&self.p, &geometry.g, <uint8_t *>base)
@@ -778,8 +835,12 @@ cdef class Core:
             failpoint("open.reclaimed")
             shmpool_add64(&self.p.header.epoch, 1)
         encoded = label.encode("utf-8", "replace")[:LABEL_NBYTES - 1]
+        cdef bint transient = False
         for index in range(geometry.g.max_clients):
-            if lock(lock_fd, LOCK_BYTE_CLIENTS + index, SHMPOOL_LOCK_EXCLUSIVE):
+            if not lock_file.lock(LOCK_BYTE_CLIENTS + index, SHMPOOL_LOCK_EXCLUSIVE):
+                # Taken with nobody in it: by a newcomer who is not done, or by a cleaner who will let go.
+                transient = transient or shmpool_load64(&self.p.clients[index].nonce) == 0
+            else:
                 failpoint("open.client_locked")
                 shmpool_client_enter(&self.p, index, nonce, shmpool_os_monotonic_ns(), pid,
                                      shmpool_os_pid_namespace(), PyBytes_AsString(encoded))
@@ -789,6 +850,7 @@ cdef class Core:
         raise errors.TooManyClientsError(
             f"all {geometry.g.max_clients} client entries belong to living processes.",
             hint="create the pool with a larger max_clients, or close Pool objects that are not needed",
+            transient=transient,
         )
 
     def __dealloc__(self):
@@ -811,16 +873,10 @@ cdef class Core:
                 self.wake()
             self.attached = False
             shmpool_os_unmap(base, self.p.geometry.file_nbytes)
-        if self.lock_fd >= 0:
-            # Closing releases every lock of this description. In a forked child the handler closed it already,
-            # and the number may belong to somebody else by now.
-            if not self.forked():
-                shmpool_os_unwatch_fork(self.lock_fd)
-                shmpool_os_close(self.lock_fd)
-            self.lock_fd = -1
-        if self.fd >= 0:
-            shmpool_os_close(self.fd)
-            self.fd = -1
+        if self.lock_file is not None:
+            self.lock_file.release()  # and with it every lock of its description
+        if self.file is not None:
+            self.file.release()
 
     cdef inline void release(self) noexcept:
         self.live -= 1
@@ -1021,6 +1077,8 @@ cdef class Core:
         cdef uint32_t slot = head
         cdef uint64_t left = max(nbytes, <uint64_t>1)
         cdef uint64_t need, old
+        if write:
+            self.check_space(head, left)
         while left > 0:
             need = min(left, slot_nbytes)
             old = shmpool_relaxed64(&self.p.slots[slot].reserved_nbytes)
@@ -1036,6 +1094,28 @@ cdef class Core:
             slot += 1
         return 0
 
+    cdef int check_space(self, uint32_t head, uint64_t nbytes) except -1:
+        """Refuse a span that cannot be backed before any part of it is: what was reserved stays reserved."""
+        cdef uint64_t missing = 0
+        cdef uint64_t need, have
+        cdef uint32_t slot = head
+        cdef uint64_t left = nbytes
+        while left > 0:
+            need = min(left, self.p.geometry.slot_nbytes)
+            have = shmpool_relaxed64(&self.p.slots[slot].reserved_nbytes)
+            if have < need:
+                missing += need - have
+            left -= need
+            slot += 1
+        if missing == 0:
+            return 0
+        if not self.file.holds():
+            _raise(SHMPOOL_EEVICTED, "claim")
+        if missing > shmpool_os_available(self.file.fd):
+            from .space import space_error
+            raise space_error(ENOSPC, self.file.fd, missing)
+        return 0
+
     cdef int reserve_slot(self, uint32_t slot, uint64_t have, uint64_t need) except -1:
         """Back bytes `have` to `need` of a slot that we own, or raise and leave it as it was."""
         cdef uint64_t want = min(round_up(need, RESERVE_STEP), self.p.geometry.slot_nbytes)
@@ -1045,15 +1125,18 @@ cdef class Core:
         cdef uint64_t piece = want - have
         cdef uint64_t done = have
         cdef int rc = 0
+        cdef int fd = self.file.fd
         while done < want:
             with nogil:
-                rc = shmpool_os_reserve(self.fd, offset + done, min(piece, want - done))
+                rc = shmpool_os_reserve(fd, offset + done, min(piece, want - done))
             if rc == -EINTR:
                 PyErr_CheckSignals()
                 piece = RESERVE_STEP
+            elif (rc == -ENOSPC or rc == -EFBIG) and want > round_up(need, SHMPOOL_PAGE):
+                want = max(round_up(need, SHMPOOL_PAGE), done)  # no room for the whole step: what is needed will do
             elif rc < 0:
                 from .space import space_error
-                raise space_error(-rc, self.fd, want - done)
+                raise space_error(-rc, fd, need - min(need, done))
             else:
                 done += min(piece, want - done)
                 shmpool_raise64(&self.p.slots[slot].reserved_nbytes, done)
@@ -1404,42 +1487,52 @@ cdef class Core:
             return False
         if client == self.p.me:
             return True
-        self.live += 1
-        try:
-            with self.reclaim_lock:
-                if not lock(self.lock_fd, LOCK_BYTE_CLIENTS + client, SHMPOOL_LOCK_SHARED):
-                    return True
-                lock(self.lock_fd, LOCK_BYTE_CLIENTS + client, SHMPOOL_LOCK_NONE)
-        finally:
-            self.release()
-        return False
+        cdef Descriptor cleaner = self.cleaner()
+        cdef int rc = shmpool_os_lock(cleaner.fd, LOCK_BYTE_CLIENTS + client, SHMPOOL_LOCK_SHARED)
+        cleaner.release()
+        return rc != 0
+
+    cdef Descriptor cleaner(self):
+        """A description of the lock file to clean through, after proving that we are alive ourselves.
+
+        Never our own description: its number may name another file if foreign code closed it, and a lock that is
+        granted there would prove the death of everybody. And a shared lock on our own byte that is granted proves that
+        we are dead to the others: then we clean nobody.
+        """
+        cdef int fd = shmpool_os_open_again(PyBytes_AsString(self.lock_path), &self.lock_file.file)
+        if fd == -ESTALE:
+            raise errors.PoolCorruptedError(
+                f"the lock file {self.lock_path.decode('utf-8', 'replace')} was removed or replaced while the pool is "
+                "in use, so nobody can tell who is alive.",
+                hint="end the processes that use the pool, then open it again; exclude it from temporary-file cleaners",
+            )
+        if fd < 0:
+            raise OSError(-fd, "opening the lock file failed")
+        cdef Descriptor cleaner = Descriptor(fd)
+        cdef int rc = shmpool_os_lock(cleaner.fd, LOCK_BYTE_CLIENTS + self.p.me, SHMPOOL_LOCK_SHARED)
+        if rc == 0:
+            cleaner.release()
+            _raise(SHMPOOL_EEVICTED, "reclaim")
+        return cleaner
 
     cdef int reclaim_dead(self) except -1:
-        """Clean up after every dead client; how many were found with something left.
-
-        One thread of this object at a time: the kernel cannot tell its threads' shared locks apart, and one of them
-        would release the other's. Whoever comes second leaves it to the first.
-        """
+        """Clean up after every dead client; how many were found with something left. Several threads may."""
         cdef uint32_t index
         cdef int found = 0
-        if not self.reclaim_lock.acquire(False):
-            return 0
-        try:
-            for index in range(shmpool_high_water(&self.p)):
-                if index == self.p.me:  # a lock on one's own byte would convert the proof of life
-                    continue
-                if shmpool_os_lock(self.lock_fd, LOCK_BYTE_CLIENTS + index, SHMPOOL_LOCK_SHARED) != 0:
-                    continue
-                if shmpool_load64(&self.p.clients[index].nonce) != 0:
-                    found += 1
-                shmpool_reclaim(&self.p, index)
-                SHMPOOL_FAILPOINT("reclaim.before_unlock")
-                shmpool_os_lock(self.lock_fd, LOCK_BYTE_CLIENTS + index, SHMPOOL_LOCK_NONE)
-        finally:
-            self.reclaim_lock.release()
+        cdef Descriptor cleaner = self.cleaner()
+        for index in range(shmpool_high_water(&self.p)):
+            if index == self.p.me:
+                continue
+            if shmpool_os_lock(cleaner.fd, LOCK_BYTE_CLIENTS + index, SHMPOOL_LOCK_SHARED) != 0:
+                continue
+            if shmpool_load64(&self.p.clients[index].nonce) != 0:
+                found += 1
+            shmpool_reclaim(&self.p, index)
+            SHMPOOL_FAILPOINT("reclaim.before_unlock")
+            shmpool_os_lock(cleaner.fd, LOCK_BYTE_CLIENTS + index, SHMPOOL_LOCK_NONE)
+        cleaner.release()
         if shmpool_channels_unswept(&self.p):
             self.sweep_channels()
-            self.wake()
         if found:
             self.wake()
         return found
@@ -1448,30 +1541,30 @@ cdef class Core:
 
     cdef int sweep_channels(self) except -1:
         """Remove channels that nobody is attached to, unless somebody is making or removing one right now."""
-        if not self.channel_lock.acquire(False):
-            return 0
-        try:
-            if shmpool_os_lock(self.lock_fd, LOCK_BYTE_CHANNELS, SHMPOOL_LOCK_EXCLUSIVE) == 0:
-                shmpool_channels_sweep(&self.p)
-                shmpool_os_lock(self.lock_fd, LOCK_BYTE_CHANNELS, SHMPOOL_LOCK_NONE)
-        finally:
-            self.channel_lock.release()
+        held = self.lock_channels()
+        if held is not None:
+            shmpool_channels_sweep(&self.p)
+            (<Descriptor>held).release()
+            self.wake()
         return 0
 
-    def lock_channels(self, bint on):
-        """Take byte 1 without waiting (False: somebody else has it), or release it. Hold `channel_lock` meanwhile."""
-        if on:
-            self.check_open()
-        return lock(self.lock_fd, LOCK_BYTE_CHANNELS, SHMPOOL_LOCK_EXCLUSIVE if on else SHMPOOL_LOCK_NONE)
+    def lock_channels(self):
+        """The right to make, join and remove channels, until the result is closed; None if somebody else has it.
+
+        A description of its own, as for cleaning: threads of this process exclude each other too.
+        """
+        self.check_open()
+        cdef Descriptor held = self.cleaner()
+        return held if held.lock(LOCK_BYTE_CHANNELS, SHMPOOL_LOCK_EXCLUSIVE) else None
 
     def reserve_channel(self, uint64_t offset, uint64_t nbytes):
         """Back a part of a channel's extent with memory."""
         self.check_open()
         try:
-            reserve(self.fd, offset, nbytes)
+            reserve(self.file.fileno(), offset, nbytes)
         except OSError as error:
             from .space import space_error
-            raise space_error(error.errno, self.fd, nbytes) from None
+            raise space_error(error.errno, self.file.fileno(), nbytes) from None
 
     def hold(self):
         """Keep the mapping beyond `close`, until `let_go`."""
@@ -1587,18 +1680,6 @@ cdef class Core:
             if shmpool_word_state(shmpool_load64(&self.p.slots[slot].word)) == SHMPOOL_FREE:
                 n += 1
         return n
-
-
-def watch_fork(int fd):
-    """Have forked children close this lock descriptor at once."""
-    cdef int rc = shmpool_os_watch_fork(fd)
-    if rc < 0:
-        raise OSError(-rc, "more pools are open in this process than its fork handler can watch")
-
-
-def unwatch_fork(int fd):
-    """Forget a descriptor given to `watch_fork`."""
-    shmpool_os_unwatch_fork(fd)
 
 
 def fast_copy(cnp.ndarray target not None, cnp.ndarray source not None, int n_threads=0):

@@ -26,10 +26,14 @@ from .errors import (
     PoolNotFoundError,
     PoolPermissionError,
     ShmPoolError,
+    TooManyClientsError,
     UnsupportedFilesystemError,
 )
 from .paths import check_owner, lock_path
 from .space import mount_of, space_error
+
+# What a full, limited or quota-bound file system answers.
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 __all__ = ["Mode", "attach", "refuse", "remove"]
 
@@ -52,32 +56,45 @@ def _label() -> str:
     return " ".join(sys.orig_argv) or sys.executable or "python"
 
 
-def _open_file(path: Path, *, create: bool) -> int:
+def _open_file(path: Path, *, create: bool) -> _core.Descriptor:
+    """Open a pool or lock file of ours; errors are this package's, and nothing but a regular file of ours passes."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     try:
-        return os.open(path, flags, 0o600)
+        # A Descriptor from the first moment: a child forked in between must not inherit what we lock next.
+        file = _core.Descriptor(os.open(path, flags, 0o600))
     except FileNotFoundError:
         if create:
             raise PoolNotFoundError(
-                f"the folder of {path} does not exist.", hint="create it, or choose another path with SHMPOOL_PATH"
+                f"the folder of {path} does not exist.",
+                hint="create it, or choose another path with SHMPOOL_PATH",
             ) from None
         raise PoolNotFoundError(
             f"there is no pool at {path}.", hint="Pool.open() creates one; or compare SHMPOOL_PATH in both processes"
         ) from None
-    except PermissionError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise PoolPermissionError(f"{path} cannot be opened: {error.strerror}.") from None
-    except IsADirectoryError:
-        raise PoolPermissionError(f"{path} is a directory.") from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise PoolPermissionError(f"{path} is a symbolic link, which a pool does not follow.") from None
+        if error.errno == errno.EROFS:
+            raise PoolPermissionError(
+                f"{path} lies on a read-only file system.", hint="choose another path with SHMPOOL_PATH"
+            ) from None
+        if error.errno in OUT_OF_SPACE:
+            raise space_error(error.errno, path.parent, _core.PAGE_NBYTES) from None
         raise
-
-
-def _same_file(fd: int, path: Path) -> bool:
-    """Whether the path still names the file behind fd: it may have been removed between open and lock."""
     try:
-        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+        check_owner(file.fileno(), path)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _same_file(file: _core.Descriptor, path: Path) -> bool:
+    """Whether the path still names this file: it may have been removed between open and lock."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
         return False
 
@@ -117,24 +134,25 @@ def refuse(verdict: str, path: Path, page: bytes, size: int, version: int, stamp
     )
 
 
-def _build(fd: int, geometry: _core.Geometry) -> bytes:
+def _build(file: _core.Descriptor, geometry: _core.Geometry) -> bytes:
     """Make the file a pool. The caller is alone; death at any point leaves something that is built again."""
+    fd = file.fileno()
     os.ftruncate(fd, 0)
     _core.failpoint("create.empty")
-    os.pwrite(fd, _core.header_creating(), 0)
-    _core.failpoint("create.marked")
     try:
+        os.pwrite(fd, _core.header_creating(), 0)
+        _core.failpoint("create.marked")
         os.ftruncate(fd, geometry.file_nbytes)
         _core.failpoint("create.sized")
         _core.reserve(fd, 0, geometry.table_nbytes)
     except OSError as error:
         os.ftruncate(fd, 0)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise space_error(error.errno, fd, geometry.table_nbytes) from None
+        if error.errno in OUT_OF_SPACE:
+            needed = geometry.file_nbytes if error.errno == errno.EFBIG else geometry.table_nbytes
+            raise space_error(error.errno, fd, needed) from None
         raise
     _core.failpoint("create.reserved")
-    uuid = secrets.token_bytes(16)
-    page = _core.header_ready(geometry, uuid, time.time_ns())
+    page = _core.header_ready(geometry, secrets.token_bytes(16), time.time_ns())
     # The state is the last byte range to arrive: until then the page says CREATING.
     os.pwrite(fd, page[24:], 24)
     os.pwrite(fd, page[20:24], 20)
@@ -169,26 +187,26 @@ def attach(
     deadline = time.monotonic() + attach_timeout
     pause = 0.0005
     while True:
-        attached = _try_attach(path, mode, geometry, default_timeout)
-        if attached is not None:
-            return attached
-        if time.monotonic() >= deadline:
-            raise PoolBusyError(
-                f"another process was opening or removing {path} for {attach_timeout:g} s.",
-                hint="is it stopped? `python -m shmpool doctor` shows the processes that hold the lock file",
-            )
+        try:
+            attached = _try_attach(path, mode, geometry, default_timeout)
+        except TooManyClientsError as error:
+            if not error.transient or time.monotonic() >= deadline:
+                raise
+        else:
+            if attached is not None:
+                return attached
+            if time.monotonic() >= deadline:
+                raise PoolBusyError(
+                    f"another process was opening or removing {path} for {attach_timeout:g} s.",
+                    hint="is it stopped? `python -m shmpool doctor` shows the processes that hold the lock file",
+                )
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
 
 
-def _first_page(path: Path, *, create: bool) -> tuple[int, bytes, int]:
-    """Open a pool file; descriptor, private copy of its first page, size."""
-    fd = _open_file(path, create=create)
-    try:
-        return fd, os.pread(fd, _core.PAGE_NBYTES, 0), check_owner(fd, path).st_size
-    except BaseException:
-        os.close(fd)
-        raise
+def _first_page(file: _core.Descriptor) -> tuple[bytes, int]:
+    """A private copy of the first page of a file, and the file's size."""
+    return os.pread(file.fileno(), _core.PAGE_NBYTES, 0), os.fstat(file.fileno()).st_size
 
 
 def _try_attach(
@@ -197,21 +215,18 @@ def _try_attach(
     """One attempt; None when another opener is at work."""
     lock_file = lock_path(path)
     with contextlib.ExitStack() as undo:
-        lock_fd = _open_file(lock_file, create=True)
-        undo.callback(os.close, lock_fd)
-        # Before the first lock: a child forked in between must not inherit our proof of life.
-        _core.watch_fork(lock_fd)
-        undo.callback(_core.unwatch_fork, lock_fd)
-        check_owner(lock_fd, lock_file)
-        alone = _core.lock(lock_fd, _core.LOCK_BYTE_LIFE, _core.LOCK_EXCLUSIVE)
-        if not alone and not _core.lock(lock_fd, _core.LOCK_BYTE_LIFE, _core.LOCK_SHARED):
+        lock = _open_file(lock_file, create=True)
+        undo.callback(lock.close)
+        alone = lock.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_EXCLUSIVE)
+        if not alone and not lock.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_SHARED):
             return None
-        if not _same_file(lock_fd, lock_file):
+        if not _same_file(lock, lock_file):
             return None
         _core.failpoint("open.locked")
         if not alone and mode is Mode.CREATE:
             raise PoolExistsError(
-                f"the pool at {path} is in use.", hint="Pool.open() joins it; Pool.create() needs a path of its own"
+                f"the pool at {path} is in use.",
+                hint="Pool.open() joins it; Pool.create() needs a path of its own",
             )
         created = not path.exists()
         if created and not alone:
@@ -222,34 +237,54 @@ def _try_attach(
             )
         if created and mode is Mode.ATTACH:
             raise PoolNotFoundError(f"there is no pool at {path}.", hint="Pool.open() creates one")
-        fd, page, size = _first_page(path, create=alone)
-        undo.callback(lambda: os.close(fd))
+        file = _open_file(path, create=alone)
+        undo.callback(lambda: file.close())
+        _lock_pool_file(file, path, alone)
+        page, size = _first_page(file)
         verdict, found, uuid, version, stamp = _core.header_check(page, size)
         if alone and mode is Mode.CREATE and verdict == "ok":
             # A new file, not the old one emptied: a child that was forked by a dead user of the old one may still look
             # at it through inherited views, and would meet a SIGBUS.
             path.unlink()
             _core.failpoint("create.unlinked")
-            os.close(fd)
-            fd, page, size = _first_page(path, create=True)
+            file.close()
+            file = _open_file(path, create=True)
+            _lock_pool_file(file, path, alone)
+            page, size = _first_page(file)
             verdict = "creating"
         if alone and (size == 0 or verdict == "creating"):
             if geometry is None:
                 raise PoolNotFoundError(f"there is no finished pool at {path}.", hint="Pool.open() creates one")
-            page = _build(fd, geometry)
+            page = _build(file, geometry)
             verdict, found, uuid, version, stamp = _core.header_check(page, geometry.file_nbytes)
             created = True
         elif verdict == "creating" or size == 0:
             return None  # its creator was killed between our two attempts at byte 0
         if verdict != "ok" or found is None:
             raise refuse(verdict, path, page, size, version, stamp)
-        undo.pop_all()  # the core owns both descriptors from here on, also when it fails
         nonce = secrets.randbits(63) | 1
-        core = _core.Core(fd, lock_fd, found, uuid, nonce, os.getpid(), _label(), default_timeout, alone)
+        core = _core.Core(
+            file, lock, os.fsencode(lock_file), found, uuid, nonce, os.getpid(), _label(), default_timeout, alone
+        )
         _core.failpoint("open.entered")
         if alone:
-            _core.lock(lock_fd, _core.LOCK_BYTE_LIFE, _core.LOCK_SHARED)
+            file.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_SHARED)
+            lock.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_SHARED)
+        undo.pop_all()
         return core, created
+
+
+def _lock_pool_file(file: _core.Descriptor, path: Path, alone: bool) -> None:
+    """Lock byte 0 of the pool file as that of the lock file.
+
+    The lock file decides. This second lock notices that somebody has removed the lock file under living users (a
+    cleaner of temporary files, for instance): whoever then makes a new one is alone on it, but not on the pool.
+    """
+    if not file.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_EXCLUSIVE if alone else _core.LOCK_SHARED):
+        raise PoolCorruptedError(
+            f"the lock file of {path} was removed or replaced while the pool is in use: nobody can tell who is alive.",
+            hint="end the processes that use the pool, then open it again; exclude it from temporary-file cleaners",
+        )
 
 
 def remove(path: Path) -> None:
@@ -257,19 +292,19 @@ def remove(path: Path) -> None:
     lock_file = lock_path(path)
     if not path.exists() and not lock_file.exists():
         raise PoolNotFoundError(f"there is no pool at {path}.")
-    lock_fd = _open_file(lock_file, create=True)
-    try:
-        check_owner(lock_fd, lock_file)
-        if not _core.lock(lock_fd, _core.LOCK_BYTE_LIFE, _core.LOCK_EXCLUSIVE) or not _same_file(lock_fd, lock_file):
+    with contextlib.ExitStack() as undo:
+        lock = _open_file(lock_file, create=True)
+        undo.callback(lock.close)
+        if not lock.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_EXCLUSIVE) or not _same_file(lock, lock_file):
             raise PoolExistsError(f"the pool at {path} is in use.", hint="`python -m shmpool stat` shows by whom")
         if path.exists():
-            fd, page, size = _first_page(path, create=False)
-            os.close(fd)
+            file = _open_file(path, create=False)
+            undo.callback(file.close)
+            _lock_pool_file(file, path, alone=True)
+            page, size = _first_page(file)
             verdict, _, _, version, stamp = _core.header_check(page, size)
             if verdict == "magic" and size > 0:
                 raise refuse(verdict, path, page, size, version, stamp)
             path.unlink()
         # Last, and under the lock: an opener that waits finds that its lock file is no longer the one at the path.
         lock_file.unlink()
-    finally:
-        os.close(lock_fd)

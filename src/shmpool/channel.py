@@ -56,19 +56,18 @@ def _channels_locked(core: _core.Core, timeout: float) -> Iterator[None]:
     """Hold byte 1 of the lock file: nobody else makes, joins or removes a channel meanwhile."""
     deadline = time.monotonic() + timeout
     pause = 0.0002
-    with core.channel_lock:
-        while not core.lock_channels(True):
-            if time.monotonic() >= deadline:
-                raise PoolBusyError(
-                    f"another process was making or removing a channel for {timeout:g} s.",
-                    hint="is it stopped? `python -m shmpool doctor` shows the processes that hold the lock file",
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, 0.01)
-        try:
-            yield
-        finally:
-            core.lock_channels(False)
+    while (held := core.lock_channels()) is None:
+        if time.monotonic() >= deadline:
+            raise PoolBusyError(
+                f"another process was making or removing a channel for {timeout:g} s.",
+                hint="is it stopped? `python -m shmpool doctor` shows the processes that hold the lock file",
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
+    try:
+        yield
+    finally:
+        held.close()
 
 
 def _unpickle(cls: type[Channel], name: str, path: str, role: Role | None, region: Region) -> Channel:

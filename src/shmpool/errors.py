@@ -154,7 +154,9 @@ class PoolFullError(ShmPoolError, TimeoutError):
 
 
 class TooManyClientsError(ShmPoolError, OSError):
-    """Every entry of the client table belongs to a living process."""
+    """Every entry of the client table belongs to a living process (``transient``: or is about to be let go)."""
+
+    transient: bool = False
 
 
 class PayloadTooLargeError(ShmPoolError, ValueError):

@@ -107,7 +107,7 @@ class Pool:
             ``slot_nbytes`` is a multiple of 4096. The file is sparse: memory is reserved as slots are first used.
         timeout : float, default 30.0
             Seconds that `put` and `loan` of this object wait for a free slot unless told otherwise.
-        prefault_nbytes : int, default 512 MiB
+        prefault_nbytes : int, default 1 GiB
             How much of the input region to prepare in the background. 0 for none; it never takes more than an
             eighth of what is free.
         attach_timeout : float, default 10.0

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import PoolSpaceError, ShmPoolError
 
@@ -49,12 +50,12 @@ def mount_of(path: str | os.PathLike[str]) -> MountInfo:
     return best
 
 
-def space_error(code: int, fd: int, needed: int) -> ShmPoolError:
-    """The error for a reservation that failed with errno `code`."""
-    stat = os.fstatvfs(fd)
+def space_error(code: int, place: int | Path, needed: int) -> ShmPoolError:
+    """The error for a reservation that failed with errno `code`, on an open descriptor or in a folder."""
+    stat = os.fstatvfs(place) if isinstance(place, int) else os.statvfs(place)
     available = stat.f_bavail * stat.f_frsize
     try:
-        mount = mount_of(os.readlink(f"/proc/self/fd/{fd}"))
+        mount = mount_of(os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) else place)
         where = f"the {mount.filesystem} on {mount.point}"
     except OSError:
         where = "the file system of the pool"
@@ -65,10 +66,10 @@ def space_error(code: int, fd: int, needed: int) -> ShmPoolError:
     else:
         hint = (
             "free some of it, give it more (docker run --shm-size=..., mount -o remount,size=...), use smaller "
-            "slots (slot_nbytes), or put the pool elsewhere with SHMPOOL_PATH"
+            "arrays or slots, or put the pool elsewhere with SHMPOOL_PATH"
         )
     error = PoolSpaceError(
-        f"{where} has {available} bytes available and the slot needs {needed} more ({os.strerror(code)}).",
+        f"{where} has {available} bytes available; {needed} more are needed ({os.strerror(code)}).",
         hint=hint,
         needed=needed,
         available=available,

@@ -17,7 +17,8 @@ from .errors import ShmPoolError
 
 __all__ = ["DEFAULT_PREFAULT_NBYTES", "every_slot", "next_slots", "start_warming"]
 
-DEFAULT_PREFAULT_NBYTES = 512 * 2**20
+# The input region of a default pool: with less, the second large array would find cold slots.
+DEFAULT_PREFAULT_NBYTES = 2**30
 
 # Prefaulting is a courtesy: it never takes more than this part of what is free.
 _SHARE_OF_FREE = 8

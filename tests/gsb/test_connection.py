@@ -152,9 +152,9 @@ def test_hanging_up_and_silence() -> None:
         connection(url).request("GET", "/")
     with fake_server(lambda path, body: b"") as url, pytest.raises(RequestTimeoutError):
         connection(url).request("GET", "/", timeout=0.2)
-    with fake_server(lambda path, body: b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc") as url:
-        with pytest.raises(RequestTimeoutError):
-            connection(url).request("GET", "/", timeout=0.2)
+    half = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc"
+    with fake_server(lambda path, body: half) as url, pytest.raises(RequestTimeoutError):
+        connection(url).request("GET", "/", timeout=0.2)
 
 
 def test_an_answer_in_pieces_and_a_long_one() -> None:

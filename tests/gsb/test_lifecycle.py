@@ -36,6 +36,7 @@ from gsb.errors import (
 from gsb.linear_model import LinearRegression
 from gsb.neighbors import NearestNeighbors
 from gsb.preprocessing import StandardScaler
+from gsb.shm_transport import ShmTransport
 from gsb.svm import SVC
 
 rng = np.random.default_rng(0)
@@ -228,6 +229,16 @@ def test_disconnect_then_go_on(server: Any) -> None:
     expected = model.transform(X)
     gsb.disconnect()
     np.testing.assert_array_equal(model.transform(X), expected)
+
+
+def test_transport_reset_then_go_on(server: Any) -> None:
+    model = PCA(2, random_state=0).fit(BIG)
+    expected = model.transform(BIG)
+    ShmTransport.reset()
+    np.testing.assert_array_equal(StandardScaler().fit_transform(BIG).shape, BIG.shape)
+    # The server may have dropped the model with the session of the closed pool; it is sent back then.
+    model.to_sklearn()
+    np.testing.assert_array_equal(model.transform(BIG), expected)
 
 
 def test_a_deadline(server: Any) -> None:

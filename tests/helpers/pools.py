@@ -19,8 +19,8 @@ SLOT = 65536
 REGIONS: tuple[shmpool.pool.Region, ...] = ("input", "output", "scratch")
 
 
-def small(path: str | os.PathLike[str], **changes: Any) -> shmpool.Pool:
-    """Open a pool of 4 + 2 + 2 slots of 64 KiB that prefaults nothing."""
+def small(path: str | os.PathLike[str], *, anew: bool = False, **changes: Any) -> shmpool.Pool:
+    """Open a pool (`anew`: create it) of 4 + 2 + 2 slots of 64 KiB that prefaults nothing."""
     options: dict[str, Any] = {
         "slot_nbytes": SLOT,
         "input_slots": 4,
@@ -30,7 +30,7 @@ def small(path: str | os.PathLike[str], **changes: Any) -> shmpool.Pool:
         "prefault_nbytes": 0,
         "timeout": 20.0,
     }
-    return shmpool.Pool.open(path, **{**options, **changes})
+    return (shmpool.Pool.create if anew else shmpool.Pool.open)(path, **{**options, **changes})
 
 
 def stamped(seed: int, nbytes: int = 4096) -> NDArray[np.uint64]:

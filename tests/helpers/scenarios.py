@@ -3,8 +3,8 @@
 
 A victim gets the pool's path, prepares itself, says "ready", waits for "go", and does the thing. From "go" on its
 failpoint is armed. If it is not killed there it says "done" and, when told so, checks that everything it still has is
-as it left it, and leaves. Names common to all texts: ``path``, ``stamped``, ``check`` (see helpers.pools), ``attach()``,
-``go()`` and ``kept``, a list of (array, seed) to look at in the end.
+as it left it, and leaves. Names common to all texts: ``path``, ``stamped``, ``check`` (see helpers.pools),
+``attach()``, ``go()`` and ``kept``, a list of (array, seed) to look at in the end.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ SCENARIOS = (
     Scenario("create", "go(); pool = small(path); array, seed = stamped(5), 5", "absent"),
     Scenario("attach", "go(); pool = attach(); array, seed = stamped(5), 5"),
     Scenario("take over", "go(); pool = attach(); array, seed = stamped(5), 5", "abandoned"),
+    Scenario("create anew", "go(); pool = small(path, anew=True); array, seed = stamped(5), 5", "abandoned"),
     Scenario("put", "pool = attach(); go(); h = pool.put(stamped(5)); kept.append((pool.get(h), 5))"),
     Scenario(
         "put large", "pool = attach(); go(); h = pool.put(stamped(5, 65536), 'output'); kept.append((pool.get(h), 5))"

@@ -34,15 +34,7 @@ import shmpool
 
 WITNESS = 77
 # Passed only by whoever is alone in the pool, so that nobody attached can look on: test_create_races stops them.
-ALONE = {
-    "create.empty",
-    "create.marked",
-    "create.sized",
-    "create.reserved",
-    "create.filled",
-    "create.ready",
-    "open.reclaimed",
-}
+ALONE = {label for label in failpoint_labels() if label.startswith("create.")} | {"open.reclaimed"}
 
 
 @dataclass

@@ -148,7 +148,7 @@ class Server:
             if parts:
                 part = parts.pop(0)
                 return {"type": "http.request", "body": part, "more_body": bool(parts)}
-            await asyncio.Event().wait()  # the connection stays open
+            return await asyncio.get_running_loop().create_future()  # the connection stays open
 
         async def send(message: Any) -> None:
             sent.append(message)

@@ -62,9 +62,10 @@ def test_outside_nothing_changes() -> None:
         warnings.warn("not this one", stacklevel=1)
         warnings.warn("this one", stacklevel=1)
     assert _texts(log) == ["this one"]
-    with warnings.catch_warnings(), pytest.raises(UserWarning):
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.warn("an error", stacklevel=1)
+        with pytest.raises(UserWarning):
+            warnings.warn("an error", stacklevel=1)
 
 
 def test_a_custom_showwarning_is_still_called() -> None:

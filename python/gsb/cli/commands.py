@@ -78,7 +78,7 @@ def demo(
     rows: Annotated[int, typer.Option(help="Rows of the float32 matrix.", min=100)] = 500_000,
     columns: Annotated[int, typer.Option(help="Its columns.", min=2)] = 250,
     components: Annotated[int, typer.Option(help="Principal components to find.", min=1)] = 8,
-    runs: Annotated[int, typer.Option(help="How often to run it; the median is shown.", min=1)] = 5,
+    runs: Annotated[int, typer.Option(help="How often to run it; the median is shown.", min=1)] = 3,
 ) -> None:
     """Run PCA on 500 MB through a server of its own, and report every stage.
 

@@ -121,7 +121,7 @@ def _memory() -> Iterator[Finding]:
                 "bad",
                 "shared memory",
                 text,
-                "the pool may grow to 4 GiB: enlarge /dev/shm (docker run --shm-size=5g), or `gsb serve --slot-size 64M`",
+                "the pool may grow to 4 GiB: enlarge it (docker run --shm-size=5g), or `gsb serve --slot-size 64M`",
             )
         elif free < _POOL_NBYTES and not path.exists():
             yield Finding("note", "shared memory", text, "less than the pool may grow to; remove what fills it")

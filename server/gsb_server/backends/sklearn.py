@@ -174,7 +174,7 @@ class SklearnBackend:
         """Return what is there; scikit-learn always is."""
         return Probe(
             available=True,
-            reason="scikit-learn runs everywhere",
+            reason="scikit-learn on the CPU; this version has no other backend",
             device=f"cpu ({joblib.cpu_count()} threads)",
             versions={"scikit-learn": sklearn.__version__, "numpy": np.__version__},
         )

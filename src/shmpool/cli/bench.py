@@ -145,8 +145,8 @@ def _show(console: Console, results: Results) -> None:
         table.add_row(Text(name, style="bold" if name.startswith("pool") else ""), *cells)
     console.print(table)
     console.print(
-        "\nMedian time from the writer's call to the reader's answer, and how many times as long\n"
-        "as the pool's put. The reader looks at every page. A loan is written in place.",
+        "\nMedian time from the writer's call to the reader's answer, and how many times as long as the pool's put. "
+        "The reader looks at every page. A loan is written in place.",
         style="dim",
     )
 
@@ -186,6 +186,6 @@ def run(path: Path, *, as_json: bool, max_mib: int, seconds: float) -> int:
     except (EOFError, ConnectionError, TimeoutError) as error:
         if isinstance(error, (ShmPoolError, BrokenPipeError)):
             raise
-        print(f"shmpool: the reading process failed: {error or 'it ended'}", file=sys.stderr)
+        print(f"shmpool: the reading process failed: {str(error) or 'it ended'}", file=sys.stderr)
         return 1
     return 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import platform
@@ -25,6 +26,7 @@ from .. import _core
 from ..attach import INCOHERENT
 from ..space import mount_of
 from .finding import Finding, Place
+from .peek import FLOCK
 from .render import size
 
 __all__ = ["check_copy", "check_features", "check_filesystem", "check_huge_pages", "check_memory", "check_space"]
@@ -187,6 +189,15 @@ def check_features(place: Place) -> Iterator[Finding]:
             yield _probe_futex(mapping)
 
 
+def _try_lock(fd: int) -> bool:
+    """Lock byte 0 exclusively, as an open file description does; False when another one holds it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
 def _probe_locks(fd: int) -> Finding:
     name = "OFD locks"
     try:
@@ -194,8 +205,7 @@ def _probe_locks(fd: int) -> Finding:
     except OSError as error:
         return Finding(name, "WARN", f"not tried: /proc/self/fd cannot be opened ({error.strerror})")
     try:
-        first = _core.lock(fd, 0, _core.LOCK_EXCLUSIVE)
-        second = _core.lock(other, 0, _core.LOCK_EXCLUSIVE)
+        first, second = _try_lock(fd), _try_lock(other)
     except OSError as error:
         return Finding(name, "FAIL", f"{error.strerror}", "put the pool on tmpfs or a local disk with SHMPOOL_PATH")
     finally:

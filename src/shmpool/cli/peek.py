@@ -30,7 +30,7 @@ from ..stat import ClientStat, PoolStat, SlotStat, take_stat
 if TYPE_CHECKING:
     from .._core import Geometry, _RawClient, _RawSlot
 
-__all__ = ["Look", "Lookout", "is_locked", "is_opening", "look"]
+__all__ = ["FLOCK", "Look", "Lookout", "is_locked", "is_opening", "look"]
 
 # docs/format.md, format 1. Another format never comes this far: header_check refuses it.
 _SLOT_NBYTES = 1024
@@ -43,7 +43,8 @@ _EPOCH_OFFSET = 128
 
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
-_FLOCK = struct.Struct("@hhqqi0q")
+# struct flock of fcntl(2): type, whence, start, length, pid
+FLOCK = struct.Struct("@hhqqi0q")
 
 _HOLE = "there is no pool at {}."
 _HINT = "Pool.open() creates one; or compare SHMPOOL_PATH in both processes"
@@ -52,8 +53,8 @@ _HINT = "Pool.open() creates one; or compare SHMPOOL_PATH in both processes"
 def is_locked(fd: int, byte: int, *, exclusively: bool) -> bool:
     """Whether somebody holds a byte of the lock file: exclusively, or in any way. Asks only; takes nothing."""
     wanted = fcntl.F_RDLCK if exclusively else fcntl.F_WRLCK
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(wanted, os.SEEK_SET, byte, 1, 0))
-    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, FLOCK.pack(wanted, os.SEEK_SET, byte, 1, 0))
+    return bool(FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
 @contextmanager

@@ -34,7 +34,12 @@ def console(purpose: str = _NO_TABLES) -> Console | None:
     except ImportError:
         print(purpose, file=sys.stderr)
         return None
-    return Console(highlight=False, markup=False, emoji=False)
+
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # one exit code for all commands, with tables or without
+
+    return _Console(highlight=False, markup=False, emoji=False)
 
 
 def print_json(data: Any, *, indent: int | None = 2) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,30 +154,41 @@ def _pair(path: Path, interval: float) -> Frame:
     return Frame(now, before, time.monotonic() - start)
 
 
-def _follow(path: Path, console: Console, interval: float, leak_after: float) -> int:
-    from rich.live import Live
+def _pictures(path: Path, interval: float, leak_after: float, height: int | None) -> Iterator[RenderableType]:
+    """A picture per interval, until the pool is gone: then PoolNotFoundError."""
     from rich.text import Text
 
     before: Look | None = None
     taken = time.monotonic()
-    gone: ShmPoolError | None = None
-    look(path)  # nothing there: say so as a line, not on a screen that is cleared at once
-    with Live(console=console, screen=console.is_terminal, auto_refresh=False) as live:
-        while gone is None:
-            try:
-                now = look(path)
-            except PoolNotFoundError as error:
-                gone = error
-                break
-            except ShmPoolError as error:  # being made anew, perhaps: look again
-                live.update(Text(str(error), style="red"), refresh=True)
-                time.sleep(interval)
-                continue
+    while True:
+        try:
+            now = look(path)
+        except PoolNotFoundError:
+            raise
+        except ShmPoolError as error:
+            if before is None:
+                raise
+            yield Text(str(error), style="red")  # being made anew, perhaps: look again
+        else:
             moment = time.monotonic()
-            live.update(_picture(Frame(now, before, moment - taken), leak_after, console.height), refresh=True)
+            yield _picture(Frame(now, before, moment - taken), leak_after, height)
             before, taken = now, moment
-            time.sleep(interval)
-    raise gone
+        time.sleep(interval)
+
+
+def _follow(path: Path, console: Console, interval: float, leak_after: float) -> None:
+    if not console.is_terminal:  # into a file or a pipe: one picture below the other
+        for picture in _pictures(path, interval, leak_after, None):
+            console.print(picture)
+            console.print()
+            console.file.flush()
+        return
+    from rich.live import Live
+
+    look(path)  # nothing there: say so before the screen is cleared
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        for picture in _pictures(path, interval, leak_after, console.height):
+            live.update(picture, refresh=True)
 
 
 def run(path: Path, *, as_json: bool, interval: float, leak_after: float, once: bool) -> int:
@@ -192,4 +204,5 @@ def run(path: Path, *, as_json: bool, interval: float, leak_after: float, once: 
     if once:
         console.print(_picture(_pair(path, interval), leak_after, None))
         return 0
-    return _follow(path, console, interval, leak_after)
+    _follow(path, console, interval, leak_after)
+    return 0

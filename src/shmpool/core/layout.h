@@ -380,7 +380,7 @@ static inline void shmpool_header_fill(shmpool_header_t *h, const shmpool_geomet
     h->max_channels = g->max_channels;
     h->channel_kib = (uint32_t)(g->channel_nbytes / 1024);
     h->channel_table_offset = g->channel_table_offset;
-    h->epoch = 1;
+    h->epoch = 0; /* its creator, being alone, makes it 1 */
     h->header_crc = shmpool_header_crc(h);
 }
 

@@ -273,6 +273,7 @@ static inline int shmpool_pin(const shmpool_t *p, uint32_t slot, uint64_t genera
         return shmpool_stale_or_corrupt(w);
     if (shmpool_evicted(p))
         return SHMPOOL_EEVICTED;
+    SHMPOOL_FAILPOINT("pin.before_count");
     shmpool_add32(shmpool_pin_cell(p, slot, p->me), 1);
     SHMPOOL_FAILPOINT("pin.before_recheck");
     w = shmpool_load64(&p->slots[slot].word); /* SYNC-2 */

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "linux_wait.h"
@@ -63,8 +64,6 @@ static inline int shmpool_os_map(int fd, uint64_t nbytes, void **base) {
 
 static inline void shmpool_os_unmap(void *base, uint64_t nbytes) { munmap(base, (size_t)nbytes); }
 
-static inline void shmpool_os_close(int fd) { close(fd); }
-
 /* Fill this process's page tables for a range in one call. Best effort: a kernel before 5.14 says
  * EINVAL and pages are faulted one by one instead. */
 static inline int shmpool_os_populate(void *address, uint64_t nbytes, int write) {
@@ -81,20 +80,49 @@ static inline uint64_t shmpool_os_pid_namespace(void) {
     return stat("/proc/self/ns/pid", &st) == 0 ? (uint64_t)st.st_ino : 0;
 }
 
-/* A forked child shares our open file description, and with it our proof of life: it would keep a
- * dead parent alive, and an unlock by the child would kill a living one. So the child closes its
+/* Which file a descriptor names. Code that closes descriptors it does not own (os.closerange,
+ * daemonisers) makes our numbers name other files; whoever is about to lock, reserve or close asks
+ * first. */
+typedef struct {
+    uint64_t device;
+    uint64_t inode;
+} shmpool_os_file_t;
+
+static inline int shmpool_os_identify(int fd, shmpool_os_file_t *file) {
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return -errno;
+    file->device = (uint64_t)st.st_dev;
+    file->inode = (uint64_t)st.st_ino;
+    return 0;
+}
+
+static inline int shmpool_os_names(int fd, const shmpool_os_file_t *file) {
+    shmpool_os_file_t found = {0, 0};
+    return shmpool_os_identify(fd, &found) == 0 && found.device == file->device &&
+           found.inode == file->inode;
+}
+
+/* A forked child shares our open file descriptions, and with them our proof of life: it would keep
+ * a dead parent alive, and an unlock by the child would kill a living one. So the child closes its
  * copies at once, in the fork handler, which may only do what a signal handler may: close(). It
- * never unlocks. */
-#define SHMPOOL_OS_MAX_LOCK_FDS 1024
-static int shmpool_os_lock_fds[SHMPOOL_OS_MAX_LOCK_FDS]; /* fd + 1; 0 is empty */
+ * never unlocks.
+ *
+ * The table also tells two owners of one number apart: if a descriptor was closed behind its
+ * owner's back and the number was handed out again, to another pool perhaps, the new registration
+ * replaces the old one, and the old owner's ticket is void. Entries are changed under the GIL only;
+ * atomics are for the fork handler, which may meet any state of another thread. */
+#define SHMPOOL_OS_MAX_FDS 2048
+static uint64_t shmpool_os_fds[SHMPOOL_OS_MAX_FDS]; /* ticket << 32 | fd + 1; 0 is empty */
+static uint32_t shmpool_os_last_ticket;
 static uint32_t shmpool_os_forks;
 static pthread_once_t shmpool_os_once = PTHREAD_ONCE_INIT;
 
 static void shmpool_os_after_fork_in_child(void) {
-    for (int i = 0; i < SHMPOOL_OS_MAX_LOCK_FDS; i++) {
-        int fd = __atomic_exchange_n(&shmpool_os_lock_fds[i], 0, __ATOMIC_SEQ_CST) - 1;
-        if (fd >= 0)
-            close(fd);
+    for (int i = 0; i < SHMPOOL_OS_MAX_FDS; i++) {
+        uint64_t entry = __atomic_exchange_n(&shmpool_os_fds[i], 0, __ATOMIC_SEQ_CST);
+        if (entry != 0)
+            close((int)(uint32_t)entry - 1);
     }
     __atomic_fetch_add(&shmpool_os_forks, 1, __ATOMIC_SEQ_CST);
 }
@@ -112,25 +140,68 @@ static inline uint32_t shmpool_os_fork_count(void) {
 /* Where that number is, for other modules of this process. */
 static inline const uint32_t *shmpool_os_fork_counter(void) { return &shmpool_os_forks; }
 
-/* Register a lock descriptor for closing in forked children. -EMFILE when the table is full. */
-static inline int shmpool_os_watch_fork(int fd) {
+/* Register a descriptor for closing in forked children; its ticket (> 0), or -EMFILE. */
+static inline int64_t shmpool_os_own(int fd) {
     pthread_once(&shmpool_os_once, shmpool_os_install_fork_handler);
-    for (int i = 0; i < SHMPOOL_OS_MAX_LOCK_FDS; i++) {
-        int empty = 0;
-        if (__atomic_compare_exchange_n(&shmpool_os_lock_fds[i], &empty, fd + 1, 0,
-                                        __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
-            return 0;
+    int place = -1;
+    for (int i = 0; i < SHMPOOL_OS_MAX_FDS; i++) {
+        uint64_t entry = __atomic_load_n(&shmpool_os_fds[i], __ATOMIC_SEQ_CST);
+        if ((uint32_t)entry == (uint32_t)fd + 1) {
+            place = i;
+            break;
+        }
+        if (entry == 0 && place < 0)
+            place = i;
     }
-    return -EMFILE;
+    if (place < 0)
+        return -EMFILE;
+    if (++shmpool_os_last_ticket == 0)
+        ++shmpool_os_last_ticket;
+    __atomic_store_n(&shmpool_os_fds[place],
+                     (uint64_t)shmpool_os_last_ticket << 32 | ((uint32_t)fd + 1), __ATOMIC_SEQ_CST);
+    return shmpool_os_last_ticket;
 }
 
-static inline void shmpool_os_unwatch_fork(int fd) {
-    for (int i = 0; i < SHMPOOL_OS_MAX_LOCK_FDS; i++) {
-        int mine = fd + 1;
-        if (__atomic_compare_exchange_n(&shmpool_os_lock_fds[i], &mine, 0, 0, __ATOMIC_SEQ_CST,
-                                        __ATOMIC_SEQ_CST))
+static inline int shmpool_os_owns(int fd, int64_t ticket) {
+    uint64_t wanted = (uint64_t)ticket << 32 | ((uint32_t)fd + 1);
+    for (int i = 0; i < SHMPOOL_OS_MAX_FDS; i++)
+        if (__atomic_load_n(&shmpool_os_fds[i], __ATOMIC_SEQ_CST) == wanted)
+            return 1;
+    return 0;
+}
+
+/* Close a registered descriptor, unless the number has become somebody else's. */
+static inline void shmpool_os_close(int fd, int64_t ticket, const shmpool_os_file_t *file) {
+    uint64_t wanted = (uint64_t)ticket << 32 | ((uint32_t)fd + 1);
+    for (int i = 0; i < SHMPOOL_OS_MAX_FDS; i++)
+        if (__atomic_compare_exchange_n(&shmpool_os_fds[i], &(uint64_t){wanted}, 0, 0,
+                                        __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+            if (shmpool_os_names(fd, file))
+                close(fd);
             return;
+        }
+}
+
+/* A description of its own of a lock file, provided that the path still names that very file;
+ * -ESTALE if not. Cleaners work through one: it shares no lock with the process's proof of life,
+ * other threads have their own, and closing it releases everything. */
+static inline int shmpool_os_open_again(const char *path, const shmpool_os_file_t *file) {
+    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return errno == ENOENT ? -ESTALE : -errno;
+    if (!shmpool_os_names(fd, file)) {
+        close(fd);
+        return -ESTALE;
     }
+    return fd;
+}
+
+/* Bytes that the file system of a descriptor can still give; UINT64_MAX where it has no limit. */
+static inline uint64_t shmpool_os_available(int fd) {
+    struct statvfs st;
+    if (fstatvfs(fd, &st) != 0 || st.f_blocks == 0)
+        return UINT64_MAX;
+    return (uint64_t)st.f_bavail * st.f_frsize;
 }
 
 #endif
