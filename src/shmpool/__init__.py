@@ -41,6 +41,7 @@ from .errors import (
 )
 from .paths import default_path
 from .pool import ClientId, Pool
+from .queues import Queue
 from .stat import ClientStat, PoolStat, SlotStat
 
 __version__ = "0.1.0"
@@ -76,6 +77,7 @@ __all__ = [
     "PoolPermissionError",
     "PoolSpaceError",
     "PoolStat",
+    "Queue",
     "ShmPoolError",
     "SlotStat",
     "StaleHandleError",

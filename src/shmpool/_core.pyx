@@ -866,12 +866,12 @@ cdef class Core:
     cdef void detach(self) noexcept:
         """Leave the pool and unmap it. Only when nothing needs the mapping any more."""
         cdef void *base = self.p.base
-        self.p.base = NULL
         if base != NULL:
             if self.attached and not self.forked():
                 shmpool_client_leave(&self.p)
                 self.wake()
             self.attached = False
+            self.p.base = NULL
             shmpool_os_unmap(base, self.p.geometry.file_nbytes)
         if self.lock_file is not None:
             self.lock_file.release()  # and with it every lock of its description

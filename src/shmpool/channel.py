@@ -260,6 +260,7 @@ class Channel(Ring):
                     f"{LEAST_CELL_NBYTES}) does not fit in the {room} bytes that this pool gives a channel"
                 )
             core = found._core
+            core.reclaim()  # a channel that only the dead are attached to is no more
             with _channels_locked(core, _LOCK_SECONDS):
                 _channel.sweep_channels(core)
                 record = _find(core, name)
@@ -315,6 +316,7 @@ class Channel(Ring):
             if owned:
                 undo.callback(found.close)
             while True:
+                found._core.reclaim()
                 with _channels_locked(found._core, _LOCK_SECONDS):
                     _channel.sweep_channels(found._core)
                     record = _find(found._core, name)

@@ -330,6 +330,10 @@ def test_kill(label: str, routes: dict[str, list[str]], pool_dir: Path, failpoin
     ways = routes.get(label, [])
     assert ways, f"no scenario passes {label}"
     for name in ways[:3]:
-        with staged(label, pool_dir / f"{name}.bin", failpoint_build) as stage:
-            SCENARIOS[name](stage)
-            assert not stage.finished, f"{name} did not come to {label}"
+        # Whether a victim comes to some labels, who frees last and who has to be woken, is decided by a race.
+        for attempt in range(6):
+            with staged(label, pool_dir / f"{name}-{attempt}.bin", failpoint_build) as stage:
+                SCENARIOS[name](stage)
+            if not stage.finished:
+                break
+        assert not stage.finished, f"{name} did not come to {label}"
