@@ -136,12 +136,11 @@ def drain(channel: shmpool.Channel) -> list[int]:
 
 def sender(stage: Stage) -> None:
     with shmpool.Channel.open("c", stage.pool, 8, cell_nbytes=CELL, role="recv") as channel:
-        victim = stage.start(SENDER)
         found: list[int] = []
         # While it sends, because its slots are fewer than its messages; and because it has somebody to wake.
         thread = threading.Thread(target=lambda: found.extend(drain(channel)))
         thread.start()
-        stage.follow(victim)
+        stage.follow(stage.start(SENDER))
         thread.join(30)
         assert not thread.is_alive(), "the receiver was not told that the last sender died"
         assert found == list(range(len(found)))
