@@ -1065,8 +1065,11 @@ cdef class Ring:
             if not shared:
                 shmpool_ring_give_back(&self.r, position, self.r.p.me + 1)
             raise
-        except Exception as caught:
+        except errors.ShmPoolError as caught:
             error = caught  # accept it nevertheless: whoever got it again would fail again
+        except Exception as caught:
+            error = corrupt("text")
+            error.__cause__ = caught
         if shared:
             mine = shmpool_ring_advance(&self.r, position)
             if not mine:

@@ -1589,10 +1589,6 @@ cdef class Core:
         if nbytes >= POPULATE_NBYTES:
             self.back(slot, nbytes, False)
 
-    def wake_claimers(self):
-        """After something was freed."""
-        self.wake()
-
     def reclaim(self):
         """Free what dead clients left behind; how many such clients there were."""
         self.check_open()

@@ -515,4 +515,3 @@ def _find(core: _core.Core, name: str) -> tuple[int, str, int, int, int, int, li
         if record[1] == name:
             return record
     return None
-
