@@ -517,9 +517,9 @@ cdef class Ring:
     cdef int spin(self, bint receiving, uint64_t *position, uint64_t spin_ns) noexcept nogil:
         cdef uint64_t end = shmpool_os_monotonic_ns() + spin_ns
         cdef int rc
-        cdef int k
+        cdef int _k
         while True:
-            for k in range(16):
+            for _k in range(16):
                 rc = self.attempt(receiving, position)
                 if rc != SHMPOOL_EFULL and rc != SHMPOOL_EEMPTY:
                     return rc
@@ -1096,7 +1096,7 @@ cdef class Ring:
         cdef uint64_t at = 8
         cdef entry_t e
         cdef uint64_t room
-        cdef Py_ssize_t k
+        cdef Py_ssize_t _k
         cdef list arrays = None
         cdef list names = None
         cdef object array = None
@@ -1111,7 +1111,7 @@ cdef class Ring:
             arrays = []
         elif count != 1:
             raise corrupt("text")
-        for k in range(count):
+        for _k in range(count):
             if meta_nbytes - at < sizeof(e):
                 raise corrupt("text")
             memcpy(&e, meta + at, sizeof(e))

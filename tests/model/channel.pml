@@ -351,6 +351,9 @@ proctype cleaner()
 end_idle:
     if
     :: d_step { SOMEBODY_TO_HEAL -> p = FIRST_TO_HEAL + 1 }
+#ifdef MUT_HEAL_THE_LIVING
+    :: d_step { !dead[NS] && !healed[NS] && st[0] == READING && own[0] == NS + 1 -> p = NS + 1 }
+#endif
     :: d_step { SOMEBODY_TO_HEAL && LAST_TO_HEAL != FIRST_TO_HEAL -> p = LAST_TO_HEAL + 1 }
     fi;
 #ifdef MUT_SLOTS_FIRST

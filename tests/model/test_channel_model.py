@@ -68,7 +68,8 @@ MUTATIONS = {
     "MUT_BURY_NO_FREE": ("senders", "NOTHING_LEAKS"),
     "MUT_HANDLE_NO_LOOK": ("one_cell", "NEVER_TORN"),
     "MUT_NO_LOWER": ("receivers", "NOBODY_STUCK"),
-    "MUT_TAKE_NO_CAS": ("receivers", "NEVER_TWICE"),
+    "MUT_TAKE_NO_CAS": ("receivers", "NEVER_TORN"),
+    "MUT_HEAL_THE_LIVING": ("receivers", "NEVER_TWICE"),
     "MUT_BURY_READING": ("receivers", "NONE_LOST"),
 }
 
