@@ -137,6 +137,7 @@ cdef extern from "core/slots.h" nogil:
     uint64_t shmpool_ticket(const shmpool_t *p, int region, uint32_t span) noexcept
     int shmpool_claim(const shmpool_t *p, int region, uint32_t span, uint64_t ticket, uint64_t now_ns,
                       uint32_t *head, uint64_t *generation) noexcept
+    int shmpool_holds(const shmpool_t *p, uint32_t head, uint64_t generation) noexcept
     void shmpool_describe(const shmpool_t *p, uint32_t head, const shmpool_descriptor_t *d) noexcept
     int shmpool_seal(const shmpool_t *p, uint32_t head, uint64_t generation, uint64_t now_ns) noexcept
     int shmpool_pin(const shmpool_t *p, uint32_t slot, uint64_t generation) noexcept
@@ -1152,6 +1153,8 @@ cdef class Core:
         cdef int k
         cdef int rc
         cdef Handle handle
+        if not shmpool_holds(&self.p, claim.head, claim.generation):
+            _raise(SHMPOOL_EEVICTED, "seal")
         d.nbytes = nbytes
         d.data_offset = data_offset
         d.span = claim.span
@@ -1169,7 +1172,7 @@ cdef class Core:
                    PyBytes_Size(text))
         shmpool_describe(&self.p, claim.head, &d)
         SHMPOOL_FAILPOINT("put.described")
-        if keep_pin and not shmpool_evicted(&self.p):
+        if keep_pin:
             # Ours before anybody can know the handle: needs no second look.
             shmpool_add32(shmpool_pin_cell(&self.p, claim.head, self.p.me), 1)
         rc = shmpool_seal(&self.p, claim.head, claim.generation, shmpool_os_monotonic_ns())
@@ -1217,6 +1220,8 @@ cdef class Core:
                 return self.seal_claim(<Claim>inner.base, inner, a)
         claim = self.claim(self.room_for(nbytes, text), region, timeout)
         dst = shmpool_slot_data(&self.p, claim.head)
+        if not shmpool_holds(&self.p, claim.head, claim.generation):
+            _raise(SHMPOOL_EEVICTED, "put")
         if contiguous:
             src = cnp.PyArray_DATA(a)
             if nbytes < 65536:

@@ -90,12 +90,15 @@ class Look:
         Whether any process is attached.
     opening : bool
         Whether a process was alone in the middle of creating, recovering or removing the pool.
+    lock_lost : bool
+        Whether the lock file was removed under the pool's users. Who lives cannot be told then.
     """
 
     stat: PoolStat
     created: float
     in_use: bool
     opening: bool
+    lock_lost: bool
 
     def span_of(self, slot: SlotStat) -> int:
         """How many slots hang together from this one on. A slot being written does not say so yet; its tails do."""
@@ -139,10 +142,16 @@ class Lookout:
             self.uuid: bytes = uuid
             self.geometry: Geometry = geometry
             self._read_tables(fd, path)
+            # Users hold byte 0 of the pool file too: it outlives a lock file that somebody has removed. Asked on both
+            # sides of the other question, so that one who is just leaving is not mistaken for such a user.
+            locked = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
+            self._ask_locks(lock_path(path))
+            locked = locked and is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
+        self.lock_lost: bool = locked and not self.in_use
+        self.in_use = self.in_use or locked
         (self.epoch,) = _U64.unpack_from(page, _EPOCH_OFFSET)
         (created_ns,) = _U64.unpack_from(page, _CREATED_OFFSET)
         self.created: float = created_ns / 1e9
-        self._ask_locks(lock_path(path))
 
     def _read_tables(self, fd: int, path: Path) -> None:
         n_slots, n_clients = self.geometry.n_slots, self.geometry.max_clients
@@ -243,4 +252,4 @@ def look(path: Path) -> Look:
     """
     seen = Lookout(path)
     stat = take_stat(cast("_core.Core", seen), str(path), mount_of(path).filesystem)
-    return Look(stat=stat, created=seen.created, in_use=seen.in_use, opening=seen.opening)
+    return Look(stat=stat, created=seen.created, in_use=seen.in_use, opening=seen.opening, lock_lost=seen.lock_lost)
