@@ -113,8 +113,8 @@ def check_lock_file(place: Place) -> Iterator[Finding]:
         yield Finding(
             "lock file",
             "FAIL",
-            f"{lock_file} was removed or replaced while processes use the pool",
-            "end them: nobody can join, and nobody can tell whether they live",
+            f"the pool has users that hold no lock in {lock_file}: it was removed or replaced, or they closed it",
+            "end them: nobody can join, and nobody can tell whether they live. Keep cleaners of temporary files away",
         )
         return
     if not lock_file.exists():

@@ -91,7 +91,8 @@ class Look:
     opening : bool
         Whether a process was alone in the middle of creating, recovering or removing the pool.
     lock_lost : bool
-        Whether the lock file was removed under the pool's users. Who lives cannot be told then.
+        Whether the pool has users that hold nothing in the lock file: it was removed under them, or they have closed
+        it. Who lives cannot be told then.
     """
 
     stat: PoolStat
@@ -145,10 +146,10 @@ class Lookout:
             # Users hold byte 0 of the pool file too: it outlives a lock file that somebody has removed. Asked on both
             # sides of the other question, so that one who is just leaving is not mistaken for such a user.
             locked = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
-            self._ask_locks(lock_path(path))
+            used = self._ask_locks(lock_path(path))
             locked = locked and is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
-        self.lock_lost: bool = locked and not self.in_use
-        self.in_use = self.in_use or locked
+        self.lock_lost: bool = locked and not used
+        self.in_use: bool = used or locked
         (self.epoch,) = _U64.unpack_from(page, _EPOCH_OFFSET)
         (created_ns,) = _U64.unpack_from(page, _CREATED_OFFSET)
         self.created: float = created_ns / 1e9
@@ -172,12 +173,13 @@ class Lookout:
         self._rows = [read(self._high * 4, pins_at + slot * stride) for slot in range(n_slots)]
         self._now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
-    def _ask_locks(self, lock_file: Path) -> None:
-        self.in_use = self.opening = False
+    def _ask_locks(self, lock_file: Path) -> bool:
+        """Who is alive, and whether anybody is attached, by the lock file."""
+        self.opening = False
         self._alive: frozenset[int] = frozenset()
         try:
             with _reading(lock_file) as fd:
-                self.in_use = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
+                used = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
                 self.opening = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=True)
                 self._alive = frozenset(
                     index
@@ -185,7 +187,8 @@ class Lookout:
                     if is_locked(fd, _core.LOCK_BYTE_CLIENTS + index, exclusively=True)
                 )
         except PoolNotFoundError:
-            pass  # no lock file: nobody can be attached
+            return False
+        return used
 
     def counters(self) -> dict[str, int]:
         """The rotation counters by region."""
