@@ -144,7 +144,19 @@ class ShmTransport:
         shmpool.PayloadTooLargeError
             The array is larger than the pool.
         """
-        return self.pool.put(array, region="output" if is_output else "input", timeout=timeout)
+        return self.pool.put(array, region=self._region(array.nbytes, is_output), timeout=timeout)
+
+    def _region(self, nbytes: int, is_output: bool) -> Region:
+        """Choose where an array goes: what is too large for its own region goes to scratch, if it fits there.
+
+        The pool would otherwise take any free run, and a request over the output slots leaves no room for
+        its own answer.
+        """
+        slots = -(-nbytes // self.SLOT_SIZE)
+        own = self.SLOT_OUTPUT_END - self.SLOT_INPUT_END if is_output else self.SLOT_INPUT_END
+        if own < slots <= self.SLOT_SCRATCH_END - self.SLOT_OUTPUT_END:
+            return "scratch"
+        return "output" if is_output else "input"
 
     def read(self, handle: shmpool.Handle, copy: bool = True) -> Array:
         """Give the array that a handle names: a private copy, or a read-only view that pins the slot."""
