@@ -118,6 +118,7 @@ class Worker:
         seed, size = self.new()
         with self.pool.loan((size // 8,), "u8", region=self.random.choice(REGIONS), timeout=0.05) as loan:
             loan.array[...] = stamped(seed, size)
+            time.sleep(self.random.choice([0, 0, 0.002]))  # or nearly nobody would ever die while writing
             if self.random.random() < 0.7:
                 self.announce(loan.seal(), seed)
 
