@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 import shmpool
+from gsb._recycle import LIMIT, SMALLEST, recycler
 from shmpool.pool import Region
 
 _log = logging.getLogger(__name__)
@@ -160,6 +161,8 @@ class ShmTransport:
 
     def read(self, handle: shmpool.Handle, copy: bool = True) -> Array:
         """Give the array that a handle names: a private copy, or a read-only view that pins the slot."""
+        if copy and SMALLEST <= handle.nbytes <= LIMIT:
+            return recycler.copy(self.pool.get(handle))
         return self.pool.get(handle, copy=copy)
 
     def free(self, handle: shmpool.Handle) -> None:
