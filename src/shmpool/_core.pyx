@@ -249,7 +249,8 @@ cdef object _raise(int rc, str what):
     if rc == SHMPOOL_ESTALE:
         raise errors.StaleHandleError(
             f"{what}: the slot was freed or handed out again since this handle was made.",
-            hint="get() before anybody frees the array, and free it once only",
+            hint="an array is freed by free(), or when its owner closes the pool or ends: keep the owner until the reader "
+                 "is done, or give() the array away; free it once",
         )
     if rc == SHMPOOL_EEVICTED:
         raise errors.ClientEvictedError(
@@ -1464,7 +1465,7 @@ cdef class Core:
         if fd == -ESTALE:
             raise errors.PoolCorruptedError(
                 f"the lock file {self.lock_path.decode('utf-8', 'replace')} was removed or replaced while the pool is "
-                "in use, so nobody can tell who is alive.",
+                "in use: nobody can tell who is alive.",
                 hint="end the processes that use the pool, then open it again; exclude it from temporary-file cleaners",
             )
         if fd < 0:
