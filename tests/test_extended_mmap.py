@@ -20,9 +20,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    # Beside this file lie folders of tests named like the packages; a script would find those first.
+    sys.path = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
 import numpy as np
 import pytest
@@ -102,19 +106,23 @@ def serve(directory: str) -> None:
 class Rig:
     """A pool of this run's own, and the process on the other side."""
 
-    def __init__(self, slot_nbytes: int | None = None) -> None:
+    def __init__(self) -> None:
         shared = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
         self.directory = Path(tempfile.mkdtemp(prefix="gsb-mmap-", dir=shared))
         self.files = Path(tempfile.mkdtemp(prefix="gsb-npy-"))
+        self.peer: subprocess.Popen[str] | None = None
+
+    def open(self) -> None:
         pool = self.directory / "pool.bin"
         ShmTransport.reset()
-        ShmTransport.configure(path=pool, slot_nbytes=slot_nbytes)
+        ShmTransport.configure(path=pool)
         self.transport = ShmTransport.get()
-        environment = {**os.environ, "SHMPOOL_PATH": str(pool)}
         command = [sys.executable, __file__, "--serve", str(self.files)]
+        environment = {**os.environ, "SHMPOOL_PATH": str(pool)}
         self.peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        assert self.peer is not None
         assert self.peer.stdin is not None
         assert self.peer.stdout is not None
         self.peer.stdin.write(json.dumps(message) + "\n")
@@ -164,15 +172,17 @@ class Rig:
         return all(slot.state == "free" for slot in self.transport.pool.stat().slots)
 
     def close(self) -> None:
-        assert self.peer.stdin is not None
-        assert self.peer.stdout is not None
-        self.peer.stdin.close()
-        try:
-            self.peer.wait(15)
-        except subprocess.TimeoutExpired:
-            self.peer.kill()
-            self.peer.wait(15)
-        self.peer.stdout.close()
+        if self.peer is not None:
+            assert self.peer.stdin is not None
+            assert self.peer.stdout is not None
+            with suppress(BrokenPipeError):
+                self.peer.stdin.close()
+            try:
+                self.peer.wait(15)
+            except subprocess.TimeoutExpired:
+                self.peer.kill()
+                self.peer.wait(15)
+            self.peer.stdout.close()
         ShmTransport.reset()
         shutil.rmtree(self.directory, ignore_errors=True)
         shutil.rmtree(self.files, ignore_errors=True)
@@ -182,6 +192,7 @@ class Rig:
 def rig() -> Iterator[Rig]:
     found = Rig()
     try:
+        found.open()
         yield found
     finally:
         found.close()
