@@ -16,7 +16,6 @@ import numpy as np
 
 from .errors import PoolCorruptedError, UnsupportedDtypeError
 
-
 _ARRAY_PROTOCOL = re.compile(r"[<>|][A-Za-z]\d*(\[\d*[A-Za-z]+\])?")
 
 
