@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import shmpool
 from helpers.pools import SLOT, check_all_free, small
+
+import shmpool
 from shmpool import Pool
 
 DEADLINE = 60.0

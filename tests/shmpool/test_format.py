@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shmpool
 from helpers.pools import SLOT, small
+
+import shmpool
 from shmpool import _core
 
 ROOT = Path(__file__).parents[2]

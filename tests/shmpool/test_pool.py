@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import shmpool
 from helpers.pools import SLOT, check_all_free, check_progress, small
+
+import shmpool
 from shmpool import Pool
 
 GEOMETRY: dict[str, Any] = {"slot_nbytes": SLOT, "input_slots": 4, "output_slots": 2, "scratch_slots": 2}
