@@ -15,7 +15,7 @@ import shmpool
 
 # A client whose descriptors a stranger (a daemoniser, a careless library) closes all at once.
 _CLOSED = """
-sys.path.insert(0, args[1])
+sys.path.append(args[1])
 from helpers.pools import small, stamped, check_stamped
 pool = small(args[0])
 handle = pool.put(stamped(1), "output")
