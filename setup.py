@@ -41,7 +41,9 @@ core = Extension(
     "shmpool._core",
     sources=["src/shmpool/_core.pyx"],
     include_dirs=["src/shmpool", np.get_include()],
-    depends=[f"src/shmpool/{folder}/{name}" for folder in ("core", "os") for name in os.listdir(f"src/shmpool/{folder}")],
+    depends=[
+        f"src/shmpool/{folder}/{name}" for folder in ("core", "os") for name in os.listdir(f"src/shmpool/{folder}")
+    ],
     define_macros=macros,
     extra_compile_args=compile_args,
     extra_link_args=link_args,

@@ -157,8 +157,7 @@ MET = {
     "span": MET_WITH_SPANS | {"the last cleaner cleans beside a stopped one"},
     "race": {"adopted", "adopt lost", "free goes on after an adoption"},
     "takeover": {"newcomer attached", "the last cleaner cleans beside a stopped one"},
-    "span_takeover": MET_WITH_SPANS
-    | {"newcomer attached", "newcomer leaves a TAIL of its index to its head"},
+    "span_takeover": MET_WITH_SPANS | {"newcomer attached", "newcomer leaves a TAIL of its index to its head"},
 }
 
 # What each mutation breaks is said in docs/model.md; here, where Spin has to find it, and as what.
