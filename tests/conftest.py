@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent))
 
 from helpers.failpoints import failpoint_build
 from helpers.places import Places

@@ -43,17 +43,13 @@ static const struct contender contenders[] = {
 };
 #define N_CONTENDERS (sizeof(contenders) / sizeof(contenders[0]))
 
-static double
-read_clock(void)
-{
+static double read_clock(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-static void
-run_contender(const struct contender *who, void *dst, const void *src, size_t nbytes)
-{
+static void run_contender(const struct contender *who, void *dst, const void *src, size_t nbytes) {
     if (who->isa == -1) {
         memcpy(dst, src, nbytes);
     } else if (who->isa == -2) {
@@ -65,16 +61,12 @@ run_contender(const struct contender *who, void *dst, const void *src, size_t nb
     __asm__ volatile("" : : "r"(dst) : "memory");
 }
 
-static int
-compare_doubles(const void *a, const void *b)
-{
+static int compare_doubles(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
-static void *
-map_shared_file(size_t nbytes)
-{
+static void *map_shared_file(size_t nbytes) {
     char name[64];
     snprintf(name, sizeof(name), "/shmpool-bench-copy-%ld", (long)getpid());
     const int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
@@ -91,9 +83,7 @@ map_shared_file(size_t nbytes)
     return at;
 }
 
-int
-main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     const size_t largest = (size_t)(argc > 1 ? atoi(argv[1]) : 512) << 20;
     const int n_turns = argc > 2 ? atoi(argv[2]) : 9;
     if (largest == 0 || n_turns < 1 || n_turns > MAX_TURNS) {

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 import shmpool
+from gsb._recycle import LIMIT, SMALLEST, recycler
 from shmpool.pool import Region
 
 _log = logging.getLogger(__name__)
@@ -144,10 +145,24 @@ class ShmTransport:
         shmpool.PayloadTooLargeError
             The array is larger than the pool.
         """
-        return self.pool.put(array, region="output" if is_output else "input", timeout=timeout)
+        return self.pool.put(array, region=self._region(array.nbytes, is_output), timeout=timeout)
+
+    def _region(self, nbytes: int, is_output: bool) -> Region:
+        """Choose where an array goes: what is too large for its own region goes to scratch, if it fits there.
+
+        The pool would otherwise take any free run, and a request over the output slots leaves no room for
+        its own answer.
+        """
+        slots = -(-nbytes // self.SLOT_SIZE)
+        own = self.SLOT_OUTPUT_END - self.SLOT_INPUT_END if is_output else self.SLOT_INPUT_END
+        if own < slots <= self.SLOT_SCRATCH_END - self.SLOT_OUTPUT_END:
+            return "scratch"
+        return "output" if is_output else "input"
 
     def read(self, handle: shmpool.Handle, copy: bool = True) -> Array:
         """Give the array that a handle names: a private copy, or a read-only view that pins the slot."""
+        if copy and SMALLEST <= handle.nbytes <= LIMIT:
+            return recycler.copy(self.pool.get(handle))
         return self.pool.get(handle, copy=copy)
 
     def free(self, handle: shmpool.Handle) -> None:

@@ -142,6 +142,7 @@ cdef extern from "core/slots.h" nogil:
     uint64_t shmpool_ticket(const shmpool_t *p, int region, uint32_t span) noexcept
     int shmpool_claim(const shmpool_t *p, int region, uint32_t span, uint64_t ticket, uint64_t now_ns,
                       uint32_t *head, uint64_t *generation) noexcept
+    int shmpool_holds(const shmpool_t *p, uint32_t head, uint64_t generation) noexcept
     void shmpool_describe(const shmpool_t *p, uint32_t head, const shmpool_descriptor_t *d) noexcept
     int shmpool_seal(const shmpool_t *p, uint32_t head, uint64_t generation, uint64_t now_ns) noexcept
     int shmpool_pin(const shmpool_t *p, uint32_t slot, uint64_t generation) noexcept
@@ -266,7 +267,8 @@ cdef object _raise(int rc, str what):
     if rc == SHMPOOL_ESTALE:
         raise errors.StaleHandleError(
             f"{what}: the slot was freed or handed out again since this handle was made.",
-            hint="get() before anybody frees the array, and free it once only",
+            hint="an array is freed by free(), or when its owner closes the pool or ends: keep the owner until the reader "
+                 "is done, or give() the array away; free it once",
         )
     if rc == SHMPOOL_EEVICTED:
         raise errors.ClientEvictedError(
@@ -1196,6 +1198,8 @@ cdef class Core:
         cdef int k
         cdef int rc
         cdef Handle handle
+        if not shmpool_holds(&self.p, claim.head, claim.generation):
+            _raise(SHMPOOL_EEVICTED, "seal")
         d.nbytes = nbytes
         d.data_offset = data_offset
         d.span = claim.span
@@ -1213,7 +1217,7 @@ cdef class Core:
                    PyBytes_Size(text))
         shmpool_describe(&self.p, claim.head, &d)
         SHMPOOL_FAILPOINT("put.described")
-        if keep_pin and not shmpool_evicted(&self.p):
+        if keep_pin:
             # Ours before anybody can know the handle: needs no second look.
             shmpool_add32(shmpool_pin_cell(&self.p, claim.head, self.p.me), 1)
         rc = shmpool_seal(&self.p, claim.head, claim.generation, shmpool_os_monotonic_ns())
@@ -1261,6 +1265,8 @@ cdef class Core:
                 return self.seal_claim(<Claim>inner.base, inner, a)
         claim = self.claim(self.room_for(nbytes, text), region, timeout)
         dst = shmpool_slot_data(&self.p, claim.head)
+        if not shmpool_holds(&self.p, claim.head, claim.generation):
+            _raise(SHMPOOL_EEVICTED, "put")
         if contiguous:
             src = cnp.PyArray_DATA(a)
             if nbytes < 65536:
@@ -1503,7 +1509,7 @@ cdef class Core:
         if fd == -ESTALE:
             raise errors.PoolCorruptedError(
                 f"the lock file {self.lock_path.decode('utf-8', 'replace')} was removed or replaced while the pool is "
-                "in use, so nobody can tell who is alive.",
+                "in use: nobody can tell who is alive.",
                 hint="end the processes that use the pool, then open it again; exclude it from temporary-file cleaners",
             )
         if fd < 0:

@@ -282,7 +282,8 @@ def _lock_pool_file(file: _core.Descriptor, path: Path, alone: bool) -> None:
     """
     if not file.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_EXCLUSIVE if alone else _core.LOCK_SHARED):
         raise PoolCorruptedError(
-            f"the lock file of {path} was removed or replaced while the pool is in use: nobody can tell who is alive.",
+            f"the lock file of {path} was removed, replaced, or closed by its users while the pool is in use: "
+            "nobody can tell who is alive.",
             hint="end the processes that use the pool, then open it again; exclude it from temporary-file cleaners",
         )
 

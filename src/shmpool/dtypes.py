@@ -9,11 +9,14 @@ untrusted: it is parsed, never evaluated.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, cast
 
 import numpy as np
 
 from .errors import PoolCorruptedError, UnsupportedDtypeError
+
+_ARRAY_PROTOCOL = re.compile(r"[<>|][A-Za-z]\d*(\[\d*[A-Za-z]+\])?")
 
 
 def _encode(dtype: np.dtype[Any]) -> Any:
@@ -39,6 +42,9 @@ def _encode(dtype: np.dtype[Any]) -> Any:
 
 def _decode(spec: Any) -> np.dtype[Any]:
     if isinstance(spec, str):
+        # NumPy knows many more names than `dtype.str` ever gives, and warns about some.
+        if not _ARRAY_PROTOCOL.fullmatch(spec):
+            raise ValueError(f"{spec[:40]!r} is not an array-protocol type string")
         return np.dtype(spec)
     if "base" in spec:
         return np.dtype((_decode(spec["base"]), tuple(int(n) for n in spec["shape"])))

@@ -97,7 +97,10 @@ class ShmPoolError(Exception):
         self.__dict__.update(attributes)
 
     def __str__(self) -> str:
-        return f"{self.message} Hint: {self.hint}" if self.hint else self.message
+        if not self.hint:
+            return self.message
+        gap = "\n" if "\n" in self.message else " "
+        return f"{self.message}{gap}Hint: {self.hint}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, dict(self.__dict__))

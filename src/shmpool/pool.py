@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ._core import Core, Geometry, Handle, Loan
+from ._core import Core, Geometry, Handle, Loan, fast_copy
 from .attach import Mode, attach, remove
 from .errors import UnsupportedDtypeError
 from .paths import default_path
@@ -391,7 +391,9 @@ class Pool:
         """
         return self._core.loan(shape, dtype, order, region, timeout)
 
-    def get(self, handle: Handle, copy: bool | Literal["auto"] = False) -> NDArray[Any]:
+    def get(
+        self, handle: Handle, copy: bool | Literal["auto"] = False, *, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
         """The array behind a handle.
 
         Parameters
@@ -401,6 +403,9 @@ class Pool:
             False: a read-only view of the slot, no copy; it pins the slot until it and everything derived from it
             are gone. True: a private, writable copy. "auto": a copy when the array is below 64 KiB or fewer than
             two slots of its region are free, a view otherwise, so that kept results do not starve writers.
+        out : ndarray, optional
+            Copy into this array of the same shape and dtype instead of a new one, and return it: memory that is used
+            again costs no page faults.
 
         Returns
         -------
@@ -420,6 +425,8 @@ class Pool:
         Concurrency: any thread, any process; a free at the same time either happens after the view is gone or makes
         this raise. Lifetime: the view stays good after :meth:`close`.
         """
+        if out is not None:
+            return _copy_to(out, self._core.get(handle, False))
         if not isinstance(copy, bool):
             if copy != "auto":
                 raise ValueError(f"copy must be True, False or 'auto', got {copy!r}")
@@ -497,6 +504,21 @@ class Pool:
 
 def _attach_again(cls: type[Pool], path: str, timeout: float, prefault_nbytes: int) -> Pool:
     return cls.attach(path, timeout=timeout, prefault_nbytes=prefault_nbytes)
+
+
+def _copy_to(out: NDArray[Any], view: NDArray[Any]) -> NDArray[Any]:
+    if out.shape != view.shape or out.dtype != view.dtype or not out.flags.writeable:
+        raise ValueError(
+            f"out must be a writable array of shape {view.shape} and dtype {view.dtype}; "
+            f"it has shape {out.shape} and dtype {out.dtype}{'' if out.flags.writeable else ' and is read-only'}"
+        )
+    if out.flags.c_contiguous and view.flags.c_contiguous:
+        fast_copy(out, view)
+    elif out.flags.f_contiguous and view.flags.f_contiguous:
+        fast_copy(out.T, view.T)
+    else:
+        np.copyto(out, view)
+    return out
 
 
 def _plain(array: ArrayLike) -> NDArray[Any]:

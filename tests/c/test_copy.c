@@ -17,10 +17,8 @@ static int n_failed;
 
 static const char *const isa_names[] = {"auto", "plain", "sse2", "avx2", "avx512"};
 
-static void
-check(int ok, const char *what, enum shmpool_copy_isa isa, size_t nbytes, size_t dst_off,
-      size_t src_off, int n_threads)
-{
+static void check(int ok, const char *what, enum shmpool_copy_isa isa, size_t nbytes,
+                  size_t dst_off, size_t src_off, int n_threads) {
     if (ok) {
         n_passed++;
         return;
@@ -30,9 +28,7 @@ check(int ok, const char *what, enum shmpool_copy_isa isa, size_t nbytes, size_t
            dst_off, src_off, n_threads);
 }
 
-static int
-is_filled(const unsigned char *at, size_t nbytes)
-{
+static int is_filled(const unsigned char *at, size_t nbytes) {
     for (size_t i = 0; i < nbytes; i++) {
         if (at[i] != GUARD_BYTE) {
             return 0;
@@ -42,9 +38,7 @@ is_filled(const unsigned char *at, size_t nbytes)
 }
 
 /* Bytes that do not repeat, so that a chunk copied to the wrong place cannot match by accident. */
-static void
-fill_pattern(unsigned char *at, size_t nbytes, uint64_t seed)
-{
+static void fill_pattern(unsigned char *at, size_t nbytes, uint64_t seed) {
     uint64_t state = seed * 2 + 1;
     for (size_t i = 0; i < nbytes; i++) {
         state = state * 6364136223846793005u + 1442695040888963407u;
@@ -52,10 +46,9 @@ fill_pattern(unsigned char *at, size_t nbytes, uint64_t seed)
     }
 }
 
-static void
-copy_and_check(enum shmpool_copy_isa isa, int forced, size_t nbytes, size_t dst_off, size_t src_off,
-               int n_threads, unsigned char *dst_base, unsigned char *src_base)
-{
+static void copy_and_check(enum shmpool_copy_isa isa, int forced, size_t nbytes, size_t dst_off,
+                           size_t src_off, int n_threads, unsigned char *dst_base,
+                           unsigned char *src_base) {
     unsigned char *dst = dst_base + GUARD + dst_off;
     unsigned char *src = src_base + src_off;
     memset(dst - GUARD, GUARD_BYTE, nbytes + 2 * GUARD);
@@ -69,9 +62,7 @@ copy_and_check(enum shmpool_copy_isa isa, int forced, size_t nbytes, size_t dst_
     check(is_filled(dst + nbytes, GUARD), "guard after", isa, nbytes, dst_off, src_off, n_threads);
 }
 
-static void *
-allocate_or_die(size_t nbytes)
-{
+static void *allocate_or_die(size_t nbytes) {
     void *block = malloc(nbytes);
     if (block == NULL) {
         printf("out of memory\n0 passed, 1 failed\n");
@@ -80,15 +71,11 @@ allocate_or_die(size_t nbytes)
     return block;
 }
 
-static unsigned char *
-align_up(unsigned char *at)
-{
+static unsigned char *align_up(unsigned char *at) {
     return at + (SHMPOOL_COPY_ALIGN - (uintptr_t)at % SHMPOOL_COPY_ALIGN) % SHMPOOL_COPY_ALIGN;
 }
 
-static void
-test_small_sizes(enum shmpool_copy_isa isa, unsigned char *dst, unsigned char *src)
-{
+static void test_small_sizes(enum shmpool_copy_isa isa, unsigned char *dst, unsigned char *src) {
     for (size_t nbytes = 0; nbytes <= 3 * 4 * SHMPOOL_COPY_ALIGN + 1; nbytes++) {
         copy_and_check(isa, 1, nbytes, 0, 0, 1, dst, src);
         copy_and_check(isa, 1, nbytes, 1, 3, 1, dst, src);
@@ -96,9 +83,7 @@ test_small_sizes(enum shmpool_copy_isa isa, unsigned char *dst, unsigned char *s
     }
 }
 
-static void
-test_misalignments(enum shmpool_copy_isa isa, unsigned char *dst, unsigned char *src)
-{
+static void test_misalignments(enum shmpool_copy_isa isa, unsigned char *dst, unsigned char *src) {
     static const size_t sizes[] = {63, 64, 257, 1023, SHMPOOL_COPY_PREFETCH + 256 + 64};
     for (size_t k = 0; k < sizeof(sizes) / sizeof(sizes[0]); k++) {
         for (size_t dst_off = 0; dst_off < SHMPOOL_COPY_ALIGN; dst_off++) {
@@ -110,11 +95,15 @@ test_misalignments(enum shmpool_copy_isa isa, unsigned char *dst, unsigned char 
 }
 
 /* A source that ends exactly at the end of its block: nothing may be read past it. */
-static void
-test_exact_source(enum shmpool_copy_isa isa, unsigned char *dst)
-{
-    static const size_t sizes[] = {1, 64, 255, 256, 257, SHMPOOL_COPY_PREFETCH,
-                                   SHMPOOL_COPY_PREFETCH + 255, SHMPOOL_COPY_PREFETCH + 257};
+static void test_exact_source(enum shmpool_copy_isa isa, unsigned char *dst) {
+    static const size_t sizes[] = {1,
+                                   64,
+                                   255,
+                                   256,
+                                   257,
+                                   SHMPOOL_COPY_PREFETCH,
+                                   SHMPOOL_COPY_PREFETCH + 255,
+                                   SHMPOOL_COPY_PREFETCH + 257};
     for (size_t k = 0; k < sizeof(sizes) / sizeof(sizes[0]); k++) {
         unsigned char *src = allocate_or_die(sizes[k]);
         fill_pattern(src, sizes[k], k);
@@ -123,9 +112,7 @@ test_exact_source(enum shmpool_copy_isa isa, unsigned char *dst)
     }
 }
 
-static void
-test_threads(enum shmpool_copy_isa isa, unsigned char *dst, unsigned char *src)
-{
+static void test_threads(enum shmpool_copy_isa isa, unsigned char *dst, unsigned char *src) {
     static const size_t chunks[] = {1, 2, 3, 5};
     for (size_t k = 0; k < sizeof(chunks) / sizeof(chunks[0]); k++) {
         for (int delta = -65; delta <= 65; delta += 65) {
@@ -138,9 +125,7 @@ test_threads(enum shmpool_copy_isa isa, unsigned char *dst, unsigned char *src)
     }
 }
 
-static void
-test_public_borders(unsigned char *dst, unsigned char *src)
-{
+static void test_public_borders(unsigned char *dst, unsigned char *src) {
     static const size_t borders[] = {0, SHMPOOL_COPY_STREAM_MIN, SHMPOOL_COPY_THREAD_MIN};
     for (size_t k = 0; k < sizeof(borders) / sizeof(borders[0]); k++) {
         for (int delta = borders[k] > 0 ? -1 : 0; delta <= 1; delta++) {
@@ -157,9 +142,7 @@ test_public_borders(unsigned char *dst, unsigned char *src)
 
 #if SHMPOOL_COPY_THREADS
 /* The caller's signal mask is borrowed for starting threads and must come back as it was. */
-static void
-test_signal_mask(unsigned char *dst, unsigned char *src)
-{
+static void test_signal_mask(unsigned char *dst, unsigned char *src) {
     sigset_t mine, before, after;
     sigemptyset(&mine);
     sigaddset(&mine, SIGUSR1);
@@ -175,9 +158,7 @@ test_signal_mask(unsigned char *dst, unsigned char *src)
 #if SHMPOOL_COPY_THREADS && SHMPOOL_COPY_AFFINITY
 /* One usable CPU leaves no other one to start helpers on: the copy must still be right, and the
  * affinity of the caller must be untouched. */
-static void
-test_single_cpu(unsigned char *dst, unsigned char *src)
-{
+static void test_single_cpu(unsigned char *dst, unsigned char *src) {
     cpu_set_t before, one, after;
     if (sched_getaffinity(0, sizeof(before), &before) != 0) {
         return;
@@ -201,9 +182,7 @@ test_single_cpu(unsigned char *dst, unsigned char *src)
 }
 #endif
 
-int
-main(void)
-{
+int main(void) {
     const size_t largest = 2 * SHMPOOL_COPY_THREAD_MIN + 5 * SHMPOOL_COPY_CHUNK;
     unsigned char *dst_block = allocate_or_die(largest + 2 * GUARD + 4 * SHMPOOL_COPY_ALIGN);
     unsigned char *src_block = allocate_or_die(largest + 4 * SHMPOOL_COPY_ALIGN);

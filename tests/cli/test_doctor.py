@@ -129,6 +129,19 @@ def test_an_opener_that_hangs_fails(children: Children, small_pool: shmpool.Pool
     assert only(check_pool.check_lock_file(Place.at(small_pool.path)), "lock file").status == "OK"
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_file_that_was_removed_fails(small_pool: shmpool.Pool, replaced: bool) -> None:
+    lock_path(small_pool.path).unlink()
+    if replaced:
+        lock_path(small_pool.path).touch(0o600)
+    place = Place.at(small_pool.path)
+    assert place.seen is not None
+    assert place.seen.in_use
+    assert only(check_pool.check_lock_file(place), "lock file").status == "FAIL"
+    small_pool.close()
+    assert not any(finding.status == "FAIL" for finding in check_pool.check_lock_file(Place.at(small_pool.path)))
+
+
 def test_folder_open_to_others_warns(pool_dir: Path) -> None:
     folder = pool_dir / "shared"
     folder.mkdir()
@@ -156,8 +169,13 @@ def test_filesystem(pool_path: Path, monkeypatch: pytest.MonkeyPatch, filesystem
 
 @pytest.mark.parametrize(
     ("total", "free", "status"),
-    [(64 << 20, 64 << 20, "FAIL"), (1 << 30, 1 << 30, "WARN"), (8 << 30, 5 << 30, "OK")],
-    ids=["docker", "small", "enough"],
+    [
+        (64 << 20, 0, "FAIL"),
+        (64 << 20, 64 << 20, "WARN"),
+        (1 << 30, 1 << 30, "WARN"),
+        (8 << 30, 5 << 30, "OK"),
+    ],
+    ids=["full", "docker", "small", "enough"],
 )
 def test_space_for_a_default_pool(
     pool_path: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int, status: str

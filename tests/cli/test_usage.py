@@ -14,6 +14,7 @@ import pytest
 from helpers.processes import DEADLINE
 
 import shmpool
+from shmpool.cli import app
 
 READERS = (["stat"], ["stat", "--json"], ["top", "--once"], ["top", "--once", "--json"], ["top"])
 
@@ -72,15 +73,20 @@ def test_path_beats_the_environment(run: Callable[..., object], small_pool: shmp
     assert result.data["uuid"] == small_pool.uuid
 
 
-def test_default_folder_is_not_created(run: Callable[..., object], tmp_path: Path) -> None:
-    # An empty variable counts as not set; the default place depends on the user, so only look that it stays as it was.
-    default = Path(f"/dev/shm/shmpool-{os.getuid()}")
-    existed = default.exists()
-    if existed:
-        pytest.skip(f"{default} exists: a pool of this user lives there")
-    result = run("stat", SHMPOOL_PATH="")
-    assert result.code == 3
-    assert not default.exists()
+@pytest.mark.parametrize("command", ["stat", "top", "doctor", "gc"])
+def test_default_folder_is_not_created(
+    pool_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    asked: list[bool] = []
+
+    def default_path(*, create: bool = True) -> Path:
+        asked.append(create)
+        return pool_path
+
+    monkeypatch.setattr(app, "default_path", default_path)
+    assert app.main([command, "--json"]) in (0, 1, 3)
+    assert asked == [False]
+    capsys.readouterr()
 
 
 def test_ctrl_c_is_quiet(env: dict[str, str], small_pool: shmpool.Pool) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import subprocess
@@ -158,7 +157,3 @@ hear()
 @pytest.fixture
 def worker() -> str:
     return WORKER
-
-
-def pytest_make_parametrize_id(config: Any, val: Any) -> str | None:
-    return json.dumps(val) if isinstance(val, dict) else None

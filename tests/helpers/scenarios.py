@@ -16,7 +16,7 @@ from pathlib import Path
 __all__ = ["SCENARIOS", "Scenario"]
 
 _COMMON = f"""
-sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
+sys.path.append({str(Path(__file__).resolve().parents[1])!r})
 from helpers.pools import check_stamped as check, small, stamped
 path, armed = args
 kept = []

@@ -99,7 +99,7 @@ def test_pins_of_a_killed_reader_go(small_pool: shmpool.Pool, children: Children
 
 def test_arrays_of_the_dead_stay_whole_for_their_readers(small_pool: shmpool.Pool, children: Children) -> None:
     child = children.start(
-        _HEAD + "pool.close(); sys.path.insert(0, args[1])\n"
+        _HEAD + "pool.close(); sys.path.append(args[1])\n"
         "from helpers.pools import small, stamped\npool = small(args[0])\n"
         "say([pool.put(stamped(7)).to_dict(), pool.put(stamped(8, 150_000)).to_dict()]); hear()",
         small_pool.path,
@@ -123,7 +123,7 @@ def test_arrays_of_the_dead_stay_whole_for_their_readers(small_pool: shmpool.Poo
 
 def test_adopted_and_given_arrays_outlive_their_writer(small_pool: shmpool.Pool, children: Children) -> None:
     child = children.start(
-        _HEAD + "sys.path.insert(0, args[1]); from helpers.pools import stamped\n"
+        _HEAD + "sys.path.append(args[1]); from helpers.pools import stamped\n"
         "given, adopted, lost = [pool.put(stamped(k, 100_000 if k == 1 else 4096)) for k in range(3)]\n"
         "pool.give(given, shmpool.ClientId(*hear())); say([h.to_dict() for h in (given, adopted, lost)]); hear()",
         small_pool.path,

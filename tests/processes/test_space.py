@@ -11,7 +11,7 @@ from helpers.processes import Children
 # Each text runs in a mount namespace of its own with a fresh tmpfs of the size it asks for; both go with the process.
 _MOUNT = """
 import ctypes, errno
-sys.path.insert(0, args[0])
+sys.path.append(args[0])
 from helpers.pools import SLOT, check_progress, check_stamped, small, stamped
 where, size = args[1], args[2]
 libc = ctypes.CDLL(None, use_errno=True)

@@ -49,7 +49,7 @@ def test_stopped_holder_is_never_robbed(small_pool: shmpool.Pool, holder: Child)
         assert small_pool.reclaim() == 0
         for region in ("output", "scratch"):  # what it owns, and what it only looks at
             with pytest.raises(shmpool.PoolFullError) as caught:
-                small_pool.put(stamped(1), region, 0.1)  # type: ignore[arg-type]
+                small_pool.put(stamped(1), region, 0.1)
             assert all(item.alive for item in caught.value.holders if item.client != small_pool.client.index)
         # Who does not need its slots goes on as if nothing were.
         small_pool.free(small_pool.put(stamped(rounds), "input"))

@@ -19,6 +19,8 @@ from gsb_server.backends.sklearn import SklearnBackend
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 
+import shmpool
+
 N = 400
 GENERATOR = np.random.default_rng(7)
 X = GENERATOR.standard_normal((N, 6))
@@ -78,7 +80,7 @@ def test_inputs_are_never_modified(peer: Any, path: str, order: str) -> None:
                 answer = peer.server.request("POST", "/v1/call", again)
                 assert answer.status == 200, answer
                 peer.decode(answer.json["result"])
-    handles = [importlib.import_module("shmpool").Handle.from_dict(item["handle"]) for item in (wire, target)]
+    handles = [shmpool.Handle.from_dict(item["handle"]) for item in (wire, target)]
     np.testing.assert_array_equal(peer.pool.get(handles[0], copy=True), array)
     np.testing.assert_array_equal(peer.pool.get(handles[1], copy=True), np.repeat(Y, 8))
     for handle in handles:
@@ -97,6 +99,22 @@ def test_pca_reads_the_slot_without_a_copy(peer: Any, monkeypatch: pytest.Monkey
     peer.ok("decomposition.PCA", "fit", BIG, params={"svd_solver": "covariance_eigh"})
     peer.ok("decomposition.PCA", "fit", BIG, params={"svd_solver": "full", "copy": False})
     assert seen == [(True, False), (True, True)]
+
+
+@pytest.mark.parametrize("solver", ["auto", "full", "covariance_eigh", "arpack", "randomized"])
+@pytest.mark.parametrize("whiten", [False, True])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pca_does_not_write_to_the_view_it_is_given(peer: Any, solver: str, whiten: bool, order: str) -> None:
+    array = np.asarray(BIG, order=order)
+    wire = peer.put(array)
+    params = {"n_components": 2, "svd_solver": solver, "whiten": whiten, "random_state": 0}
+    for method in ("fit", "fit_transform"):
+        message = {**peer.message("decomposition.PCA", method, params=params), "args": [wire]}
+        answer = peer.server.request("POST", "/v1/call", message)
+        assert answer.status == 200, answer
+        peer.decode(answer.json["result"])
+    np.testing.assert_array_equal(peer.pool.get(shmpool.Handle.from_dict(wire["handle"]), copy=True), array)
+    peer.free(wire)
 
 
 def test_a_read_only_complaint_is_answered_with_a_copy(peer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,11 +32,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import shmpool
+
+# Behind everything else: the folder tests/shmpool must not be found in the package's place.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from helpers.pools import REGIONS, SLOT, check_progress, check_stamped, small, stamped
-
-import shmpool
 
 N_WORKERS = 5
 N_ENTRIES = 32
@@ -118,6 +119,7 @@ class Worker:
         seed, size = self.new()
         with self.pool.loan((size // 8,), "u8", region=self.random.choice(REGIONS), timeout=0.05) as loan:
             loan.array[...] = stamped(seed, size)
+            time.sleep(self.random.choice([0, 0, 0.002]))  # or nearly nobody would ever die while writing
             if self.random.random() < 0.7:
                 self.announce(loan.seal(), seed)
 

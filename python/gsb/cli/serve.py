@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -35,14 +36,18 @@ def run_server(console: Console, arguments: list[str], socket: Path | None) -> i
     def stop(number: int, frame: FrameType | None) -> None:
         raise _Stop
 
+    if socket is None:
+        # Also beside a TCP port: local clients look there first.
+        runtime.runtime_dir(create=True)
+        socket = Path(os.environ.get("GSB_SOCKET") or runtime.socket_path())
+        arguments = [*arguments, "--socket", str(socket)]
     server = ServerProcess(arguments)
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with console.status("starting the server …"):
             server.start()
-        # With a TCP port and no socket named there is only TCP.
         port = arguments[arguments.index("--port") + 1] if "--port" in arguments else None
-        url = f"http://127.0.0.1:{port}" if port and socket is None else f"unix://{socket or runtime.socket_path()}"
+        url = f"unix://{socket.absolute()}"
         console.print(_card(url, port, server.pid))
         status = server.wait()
         console.print(f"[bold red]✘[/] the server ended by itself, with exit status {status}")
@@ -70,7 +75,7 @@ def _card(url: str, port: str | None, pid: int) -> Panel:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
-    table.add_row("listens on", url if not port or url.startswith("http") else f"{url}\nhttp://127.0.0.1:{port}")
+    table.add_row("listens on", f"{url}\nhttp://127.0.0.1:{port}" if port else url)
     table.add_row("pool", f"{pool['path']}  ({format_bytes(pool['nbytes'])}, {pool['filesystem']})")
     table.add_row("computes with", f"{backend['name']} on {backend['device']}  [dim]{backend['reason']}[/]")
     table.add_row("process", f"{pid}; Ctrl-C stops it")

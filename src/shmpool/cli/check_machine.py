@@ -34,6 +34,7 @@ __all__ = ["check_copy", "check_features", "check_filesystem", "check_huge_pages
 # What Pool.open() makes unless told otherwise.
 _DEFAULT_SLOT_NBYTES = 256 * 2**20
 _DEFAULT_POOL_NBYTES = 16 * _DEFAULT_SLOT_NBYTES
+_NOTHING_FITS = 2**20
 _DOCKER_SHM_NBYTES = 64 * 2**20
 _COPY_NBYTES = 64 * 2**20
 _MADV_POPULATE_WRITE = 23
@@ -80,8 +81,10 @@ def check_space(place: Place) -> Iterator[Finding]:
     )
     if wanted <= 0:
         yield Finding("space", "OK", f"{text}{docker}; every slot has its memory")
+    elif free < _NOTHING_FITS:
+        yield Finding("space", "FAIL", f"{text}{docker}", advice)
     elif free < min(slot, wanted):
-        yield Finding("space", "FAIL", f"{text}{docker}; one slot needs {size(min(slot, wanted))}", advice)
+        yield Finding("space", "WARN", f"{text}{docker}; a slot is {size(slot)}, but only smaller arrays fit", advice)
     elif free < wanted:
         yield Finding("space", "WARN", f"{text}{docker}; a pool with all slots used needs {size(wanted)} more", advice)
     else:

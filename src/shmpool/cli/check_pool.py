@@ -109,6 +109,14 @@ def check_clients(place: Place) -> Iterator[Finding]:
 def check_lock_file(place: Place) -> Iterator[Finding]:
     """Which processes have the lock file open, and whether one blocks all others."""
     lock_file = lock_path(place.path)
+    if place.seen is not None and place.seen.lock_lost:
+        yield Finding(
+            "lock file",
+            "FAIL",
+            f"the pool has users that hold no lock in {lock_file}: it was removed or replaced, or they closed it",
+            "end them: nobody can join, and nobody can tell whether they live. Keep cleaners of temporary files away",
+        )
+        return
     if not lock_file.exists():
         return
     names = [f"{pid} {program(label)}" for pid, _, label in place.holders]

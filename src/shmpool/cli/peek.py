@@ -90,12 +90,16 @@ class Look:
         Whether any process is attached.
     opening : bool
         Whether a process was alone in the middle of creating, recovering or removing the pool.
+    lock_lost : bool
+        Whether the pool has users that hold nothing in the lock file: it was removed under them, or they have closed
+        it. Who lives cannot be told then.
     """
 
     stat: PoolStat
     created: float
     in_use: bool
     opening: bool
+    lock_lost: bool
 
     def span_of(self, slot: SlotStat) -> int:
         """How many slots hang together from this one on. A slot being written does not say so yet; its tails do."""
@@ -139,10 +143,16 @@ class Lookout:
             self.uuid: bytes = uuid
             self.geometry: Geometry = geometry
             self._read_tables(fd, path)
+            # Users hold byte 0 of the pool file too: it outlives a lock file that somebody has removed. Asked on both
+            # sides of the other question, so that one who is just leaving is not mistaken for such a user.
+            locked = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
+            used = self._ask_locks(lock_path(path))
+            locked = locked and is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
+        self.lock_lost: bool = locked and not used
+        self.in_use: bool = used or locked
         (self.epoch,) = _U64.unpack_from(page, _EPOCH_OFFSET)
         (created_ns,) = _U64.unpack_from(page, _CREATED_OFFSET)
         self.created: float = created_ns / 1e9
-        self._ask_locks(lock_path(path))
 
     def _read_tables(self, fd: int, path: Path) -> None:
         n_slots, n_clients = self.geometry.n_slots, self.geometry.max_clients
@@ -163,12 +173,13 @@ class Lookout:
         self._rows = [read(self._high * 4, pins_at + slot * stride) for slot in range(n_slots)]
         self._now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
-    def _ask_locks(self, lock_file: Path) -> None:
-        self.in_use = self.opening = False
+    def _ask_locks(self, lock_file: Path) -> bool:
+        """Who is alive, and whether anybody is attached, by the lock file."""
+        self.opening = False
         self._alive: frozenset[int] = frozenset()
         try:
             with _reading(lock_file) as fd:
-                self.in_use = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
+                used = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
                 self.opening = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=True)
                 self._alive = frozenset(
                     index
@@ -176,7 +187,8 @@ class Lookout:
                     if is_locked(fd, _core.LOCK_BYTE_CLIENTS + index, exclusively=True)
                 )
         except PoolNotFoundError:
-            pass  # no lock file: nobody can be attached
+            return False
+        return used
 
     def counters(self) -> dict[str, int]:
         """The rotation counters by region."""
@@ -243,4 +255,4 @@ def look(path: Path) -> Look:
     """
     seen = Lookout(path)
     stat = take_stat(cast("_core.Core", seen), str(path), mount_of(path).filesystem)
-    return Look(stat=stat, created=seen.created, in_use=seen.in_use, opening=seen.opening)
+    return Look(stat=stat, created=seen.created, in_use=seen.in_use, opening=seen.opening, lock_lost=seen.lock_lost)

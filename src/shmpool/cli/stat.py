@@ -20,8 +20,14 @@ __all__ = ["as_dict", "run"]
 
 
 def as_dict(seen: Look) -> dict[str, Any]:
-    """A look as JSON-able containers: ``Pool.stat().to_dict()`` and three keys more."""
-    return {**seen.stat.to_dict(), "created": seen.created, "in_use": seen.in_use, "opening": seen.opening}
+    """A look as JSON-able containers: ``Pool.stat().to_dict()`` and what `Look` adds."""
+    return {
+        **seen.stat.to_dict(),
+        "created": seen.created,
+        "in_use": seen.in_use,
+        "opening": seen.opening,
+        "lock_lost": seen.lock_lost,
+    }
 
 
 def _header(seen: Look) -> RenderableType:

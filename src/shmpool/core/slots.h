@@ -203,6 +203,13 @@ static inline int shmpool_claim(const shmpool_t *p, int region, uint32_t span, u
     return shmpool_evicted(p) ? SHMPOOL_EEVICTED : SHMPOOL_EFULL;
 }
 
+/* Whether a claim of mine still stands. Asked before the slot's bytes and record are written: an
+ * evicted client would write into its successor's. */
+static inline int shmpool_holds(const shmpool_t *p, uint32_t head, uint64_t generation) {
+    return !shmpool_evicted(p) && shmpool_load64(&p->slots[head].word) ==
+                                      shmpool_word(generation, p->me + 1, SHMPOOL_WRITING);
+}
+
 typedef struct {
     uint64_t nbytes;
     uint64_t data_offset;

@@ -105,6 +105,16 @@ def test_there_is_no_size_that_returns_none(transport: ShmTransport) -> None:
         transport.write(np.zeros(17 * SLOT, np.uint8))
 
 
+@pytest.mark.parametrize(("slots", "first"), [(4, 0), (5, 8), (8, 8)])
+def test_large_requests_leave_room_for_the_answer(transport: ShmTransport, slots: int, first: int) -> None:
+    handle = transport.write(np.zeros(slots * SLOT, np.uint8))
+    assert (handle.slot, handle.span) == (first, slots)
+    answer = transport.write(np.zeros(SLOT, np.uint8), is_output=True, timeout=1)
+    assert 4 <= answer.slot < 8
+    for used in (handle, answer):
+        transport.free(used)
+
+
 def test_a_fork_gets_its_own(transport: ShmTransport) -> None:
     pid = os.fork()
     if pid == 0:
