@@ -103,6 +103,7 @@ cdef extern from "core/channel.h" nogil:
     int shmpool_unpin(const shmpool_t *p, uint32_t slot) noexcept
     int shmpool_free(const shmpool_t *p, uint32_t slot, uint64_t generation) noexcept
     int shmpool_wake_needed(const shmpool_t *p) noexcept
+    int shmpool_evicted(const shmpool_t *p) noexcept
     uint32_t shmpool_channel_high_water(const shmpool_t *p) noexcept
     int shmpool_ring_bind(shmpool_ring_t *r, const shmpool_t *p, uint32_t index) noexcept
     shmpool_cell_t *shmpool_ring_cell(const shmpool_ring_t *r, uint64_t position) noexcept
@@ -400,7 +401,7 @@ cdef class Ring:
 
     cdef int leave(self) except -1:
         self.attached = False
-        if not self.forked():
+        if not self.forked() and not shmpool_evicted(self.r.p):  # evicted: the entry is a successor's by now
             shmpool_ring_detach(&self.r)
             shmpool_os_wake(&self.r.c.recv_seq)
             shmpool_os_wake(&self.r.c.send_seq)
@@ -476,6 +477,29 @@ cdef class Ring:
         """Whether this object came through a fork."""
         return self.lent != NULL and self.forked()
 
+    def _count(self, uint32_t role):
+        """How many attached objects have that role."""
+        cdef uint32_t i
+        cdef int n = 0
+        self.begin()
+        try:
+            for i in range(shmpool_ring_attachments(&self.r)):
+                if shmpool_word_state(shmpool_load64(&self.r.attachments[i].word)) & role:
+                    n += 1
+            return n
+        finally:
+            self.end()
+
+    @property
+    def n_senders(self):
+        """Attached objects that have sent or said that they will; the dead count until somebody cleans up."""
+        return self._count(SHMPOOL_ROLE_SENDS)
+
+    @property
+    def n_receivers(self):
+        """Attached objects that have received or said that they will."""
+        return self._count(SHMPOOL_ROLE_RECEIVES)
+
     def qsize(self):
         """Messages in the ring at this moment; in a broadcast, those that this receiver has not had."""
         cdef uint64_t tail, cursor
@@ -519,7 +543,7 @@ cdef class Ring:
         cdef int rc
         cdef int _k
         while True:
-            for _k in range(16):
+            for _k in range(4):
                 rc = self.attempt(receiving, position)
                 if rc != SHMPOOL_EFULL and rc != SHMPOOL_EEMPTY:
                     return rc

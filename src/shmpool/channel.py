@@ -28,7 +28,6 @@ from .errors import (
     ChannelFullError,
     ChannelNotFoundError,
     PoolBusyError,
-    PoolClosedError,
     ShmPoolError,
     TooManyChannelsError,
 )
@@ -389,8 +388,8 @@ class Channel(Ring):
             return
         self._close()
         if not self.is_forked:
-            # Not having the lock is no harm: whoever has it sweeps, and so does the next reclaim.
-            with contextlib.suppress(PoolBusyError, PoolClosedError), _channels_locked(self._pool._core, 0.0):
+            # Not getting the lock is no harm: whoever has it sweeps, and so does the next reclaim.
+            with contextlib.suppress(ShmPoolError), _channels_locked(self._pool._core, 0.0):
                 _channel.sweep_channels(self._pool._core)
         if self._owns_pool:
             self._pool.close()
