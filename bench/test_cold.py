@@ -18,6 +18,7 @@ import shmpool
 from bench.harness.arrays import Stamp, source, touch
 from bench.harness.child import Answer, Child
 from bench.harness.clock import measure
+from bench.harness.quiet import wait_for_quiet
 from bench.harness.report import Report, Row
 from bench.harness.settings import HOP_NBYTES, MIB, rounds
 from bench.harness.workspace import Workspace, require_memory
@@ -71,6 +72,7 @@ def test_first_hop(benchmark: BenchmarkFixture, workspace: Workspace, report: Re
     first: list[float] = []
 
     def setup() -> tuple[tuple[ColdPool], dict[str, object]]:
+        wait_for_quiet()
         return (ColdPool(workspace, array, pause),), {}
 
     def run(pool: ColdPool) -> None:

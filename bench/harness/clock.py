@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from bench.harness.quiet import wait_for_quiet
+
 K = TypeVar("K", bound=Hashable)
 
 
@@ -37,6 +39,7 @@ class Turns(Generic[K]):
 
     def turn(self) -> None:
         """One round of all."""
+        wait_for_quiet()
         self._random.shuffle(self._order)
         for key in self._order:
             self.times[key].append(self._contenders[key]())

@@ -26,6 +26,9 @@ class Workspace:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.path)
+        # what a contender keeps beside it, under a name that begins with ours
+        for left_over in TMPFS.glob(f"{self.path.name}-*"):
+            left_over.unlink()
 
     def new(self, name: str) -> Path:
         """The path of a file that does not exist yet."""

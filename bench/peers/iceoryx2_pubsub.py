@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from bench.harness.arrays import touch
 from bench.harness.child import Answer, Child
-from bench.harness.workspace import TMPFS
 from bench.peers.base import Peer
 
 
@@ -28,6 +27,7 @@ def _service(folder: Path) -> tuple[Any, Any]:
     iceoryx2.set_log_level(iceoryx2.LogLevel.Error)
     config = iceoryx2.config.default()
     config.global_cfg.root_path = iceoryx2.Path.new(str(folder))
+    # segments of a node lie in /dev/shm; the workspace removes what begins with its name
     config.global_cfg.prefix = iceoryx2.FileName.new(f"{folder.parent.name}-")
     builder = iceoryx2.NodeBuilder.new().config(config)
     builder = builder.signal_handling_mode(iceoryx2.SignalHandlingMode.Disabled)
@@ -78,6 +78,3 @@ class Iceoryx2(Peer):
     def close(self) -> None:
         self._child.close()
         del self._publisher, self._service, self._node
-        # iceoryx2 keeps a segment of each node's global state
-        for left_over in TMPFS.glob(f"{self.workspace.path.name}-*"):
-            left_over.unlink()

@@ -30,9 +30,12 @@ def _unescape(field: str) -> str:
 def mount_of(path: str | os.PathLike[str]) -> MountInfo:
     """The mount of a path, or of its nearest existing parent, from ``/proc/self/mountinfo``."""
     path = os.path.abspath(os.fspath(path))
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    device = os.stat(path).st_dev
+    while True:
+        try:
+            device = os.stat(path).st_dev
+            break
+        except (FileNotFoundError, NotADirectoryError):  # also when somebody removes it at this very moment
+            path = os.path.dirname(path)
     wanted = f"{os.major(device)}:{os.minor(device)}"
     path = os.path.realpath(path)
     best = MountInfo("/", "unknown", "unknown")
