@@ -39,8 +39,8 @@ __all__ = ["Channel", "ChannelLoan", "Message", "Role"]
 Role = Literal["send", "recv", "both"]
 
 DEFAULT_CAPACITY = 64
-# Larger messages are as fast through a slot (docs/performance-notes.md).
-DEFAULT_CELL_NBYTES = 16384
+# 32 KiB and a description. From 64 to 128 KiB on a slot is faster (docs/performance-notes.md).
+DEFAULT_CELL_NBYTES = 33 * 1024
 LEAST_CELL_NBYTES = 128
 
 _ROLES = {None: 0, "send": _channel.ROLE_SENDS, "recv": _channel.ROLE_RECEIVES}
@@ -227,7 +227,7 @@ class Channel(Ring):
         broadcast : bool, default False
             Every receiver gets every message. An existing channel must be of the same kind.
         cell_nbytes : int, optional
-            What does not fit in a cell travels through a slot. Default: 16 KiB, or less where many cells must share
+            What does not fit in a cell travels through a slot. Default: 33 KiB, or less where many cells must share
             the pool's `channel_nbytes`.
         role : {"send", "recv", "both"}, optional
             Default: what the first call makes of it; in a broadcast, ``open`` sends and ``attach`` receives.
