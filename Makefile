@@ -40,7 +40,7 @@ lint: $(VENV)/.dev-installed  ## ruff, mypy --strict, stubtest, cython-lint, cla
 	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 src/shmpool/_core.pyx src/shmpool/_channel.pyx
 	$(BIN)/mypy src/shmpool python/gsb server/gsb_server
-	$(BIN)/python -m mypy.stubtest shmpool._core --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest-allowlist.txt
+	$(BIN)/python -m mypy.stubtest shmpool._core shmpool._channel --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest-allowlist.txt
 	$(BIN)/lint-imports
 
 fmt: $(VENV)/.dev-installed  ## format everything

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Ping-pong of one array between two processes, each way as its own documentation recommends.
 
-The other process sends back what it received; half of the round trip is one way. Receivers wait as a program would: where
-the library can block they block, and where it cannot (iceoryx2's Python bindings) they poll.
+The other process sends back what it received; half of the round trip is one way. Receivers wait as a program would:
+where the library can block they block, and where it cannot (iceoryx2's Python bindings) they poll.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar

@@ -133,7 +133,7 @@ class Queue:
             raise queue.Empty from None
         except ChannelClosedError:
             raise ValueError(f"Queue {self!r} is closed") from None
-        return pickle.loads(memoryview(first), buffers=buffers)
+        return pickle.loads(first.data, buffers=buffers)
 
     def put_nowait(self, obj: object) -> None:
         """`put` without waiting."""

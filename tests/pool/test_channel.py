@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.pools import check_all_free, check_progress, check_stamped, small, stamped
+from helpers.pools import check_all_free, check_progress, check_stamped, stamped
 from helpers.processes import Children, eventually
 
 import shmpool

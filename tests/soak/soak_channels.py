@@ -2,12 +2,12 @@
 """kill -9 of producers and consumers at random instants, and every message accounted for.
 
 Producers send numbered arrays, small ones and such that need a slot; consumers receive. Each notes in shared memory
-what it is about to do and what it has done: a producer the number it begins to send, and then that it is sent; a consumer
-the number it got. They are killed at random and replaced. In the end of a round one survivor receives what is left;
-then for every message exactly one of these must hold: it was received once and whole; its producer died between the two
-notes; or a consumer died between the acceptance and its note, of which there are at most as many as dead consumers.
-After that every slot of the pool must be usable. Every other round is a broadcast, where each consumer must get an
-ascending run of numbers from each producer. ::
+what it is about to do and what it has done: a producer the number it begins to send, and then that it is sent; a
+consumer the number it got. They are killed at random and replaced. In the end of a round one survivor receives what
+is left; then for every message exactly one of these must hold: it was received once and whole; its producer died
+between the two notes; or a consumer died between the acceptance and its note, of which there are at most as many as
+dead consumers. After that every slot of the pool must be usable. Every other round is a broadcast, where each
+consumer must get an ascending run of numbers from each producer. ::
 
     python tests/soak/soak_channels.py --kills 100000 --seconds 7200
 
