@@ -164,27 +164,29 @@ def test_any_json(data: Any) -> None:
 def test_forged_handles_reach_nothing(small_pool: Pool, data: st.DataObject) -> None:
     """A handle of this pool with any other number is refused by every call, and leaves no trace."""
     real = small_pool.put(np.arange(10.0))
-    near = st.integers(0, 9)
-    forged = Handle(
-        pool=small_pool.uuid,
-        slot=data.draw(st.just(real.slot) | near | st.integers(0, 2**32 - 1)),
-        span=data.draw(st.just(1) | st.integers(1, 9) | st.integers(1, 2**32 - 1)),
-        generation=data.draw(st.just(real.generation) | st.integers(1, 2**48 - 1)),
-        nbytes=data.draw(st.just(80) | st.integers(0, 2**64 - 1)),
-    )
-    if forged != real:
-        for copy_ in (False, True):
-            with pytest.raises((shmpool.HandleError, shmpool.StaleHandleError)):
-                small_pool.get(forged, copy=copy_)
-    if (forged.slot, forged.generation) != (real.slot, real.generation):
-        for call in (small_pool.free, small_pool.owner, small_pool.adopt):
-            with pytest.raises((shmpool.HandleError, shmpool.StaleHandleError)):
-                call(forged)
-    stat = small_pool.stat()
-    assert stat.used_slots == 1
-    assert stat.slots[real.slot].pins == {}
-    assert small_pool.get(real).tolist() == list(range(10))
-    small_pool.free(real)
+    try:
+        near = st.integers(0, 9)
+        forged = Handle(
+            pool=small_pool.uuid,
+            slot=data.draw(st.just(real.slot) | near | st.integers(0, 2**32 - 1)),
+            span=data.draw(st.just(1) | st.integers(1, 9) | st.integers(1, 2**32 - 1)),
+            generation=data.draw(st.just(real.generation) | st.integers(1, 2**48 - 1)),
+            nbytes=data.draw(st.just(80) | st.integers(0, 2**64 - 1)),
+        )
+        if forged != real:
+            for copy_ in (False, True):
+                with pytest.raises((shmpool.HandleError, shmpool.StaleHandleError)):
+                    small_pool.get(forged, copy=copy_)
+        if (forged.slot, forged.generation) != (real.slot, real.generation):
+            for call in (small_pool.free, small_pool.owner, small_pool.adopt):
+                with pytest.raises((shmpool.HandleError, shmpool.StaleHandleError)):
+                    call(forged)
+        stat = small_pool.stat()
+        assert stat.used_slots == 1
+        assert stat.slots[real.slot].pins == {}
+        assert small_pool.get(real).tolist() == list(range(10))
+    finally:  # also when Hypothesis breaks an example off in the middle of a draw
+        small_pool.free(real)
 
 
 def test_handles_of_another_pool(pool_dir: Path) -> None:

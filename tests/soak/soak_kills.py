@@ -34,7 +34,7 @@ import numpy as np
 
 import shmpool
 
-# Behind everything else: the folder tests/shmpool must not be found in the package's place.
+# Behind everything else: no folder of tests/ may be found in the place of a package.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from helpers.pools import REGIONS, SLOT, check_progress, check_stamped, small, stamped
