@@ -193,8 +193,9 @@ class Channel(Ring):
     _owns_pool: bool = False
     _role: Role | None
     _region: Region
-    _recv_waiter: _Waiter
-    _send_waiter: _Waiter
+    # Made when they are needed: each refers back to the channel, which would then be left to the garbage collector.
+    _recv_waiter: _Waiter | None
+    _send_waiter: _Waiter | None
     created: bool
 
     def __init__(self) -> None:
@@ -347,8 +348,7 @@ class Channel(Ring):
         self._pool = pool
         self._role = role
         self._region = region
-        self._recv_waiter = _Waiter(self, True)
-        self._send_waiter = _Waiter(self, False)
+        self._recv_waiter = self._send_waiter = None
         self._enter(pool._core, index, _ROLES[role], region)
         return self
 
@@ -370,8 +370,7 @@ class Channel(Ring):
             record = _find(core, self._name)
             if record is None:
                 raise ChannelNotFoundError(f"there is no channel {self._name!r} in {self._pool.path} any more.")
-            self._recv_waiter = _Waiter(self, True)
-            self._send_waiter = _Waiter(self, False)
+            self._recv_waiter = self._send_waiter = None
             self._enter(core, record[0], _ROLES[self._role], self._region)
 
     # -- lifetime ------------------------------------------------------------------------------------------------
@@ -457,6 +456,7 @@ class Channel(Ring):
                 if left <= 0:
                     raise
                 if self.full():
+                    self._send_waiter = self._send_waiter or _Waiter(self, False)
                     await self._ready(self._send_waiter, left)
                 else:  # the ring has room: it is a slot that is missing, and no ring says when there is one
                     await asyncio.sleep(min(0.01, left))
@@ -471,6 +471,7 @@ class Channel(Ring):
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise
+                self._recv_waiter = self._recv_waiter or _Waiter(self, True)
                 await self._ready(self._recv_waiter, left)
 
     async def _ready(self, waiter: _Waiter, left: float | None) -> None:

@@ -208,6 +208,19 @@ def test_the_last_one_who_leaves_removes_the_channel_and_what_is_in_it(small_poo
         Channel.attach("c", small_pool)
 
 
+def test_an_object_that_nobody_has_is_closed(small_pool: shmpool.Pool) -> None:
+    gc.disable()
+    try:
+        channel = Channel.open("c", small_pool, cell_nbytes=CELL)
+        channel.send(stamped(1, 4096))
+        del channel
+        check_all_free(small_pool)
+        with pytest.raises(shmpool.ChannelNotFoundError):
+            Channel.attach("c", small_pool)
+    finally:
+        gc.enable()
+
+
 def test_names_and_kinds(small_pool: shmpool.Pool) -> None:
     with Channel.open("ä" * 112, small_pool) as channel, Channel.open("b", small_pool, broadcast=True):
         assert Channel.attach("ä" * 112, small_pool).name == channel.name
