@@ -40,7 +40,7 @@ cdef extern from "core/slots.h" nogil:
         SHMPOOL_READY, SHMPOOL_TAIL, SHMPOOL_FREE, SHMPOOL_SEALED, SHMPOOL_RETIRED
         SHMPOOL_MAX_NDIM, SHMPOOL_LABEL_NBYTES, SHMPOOL_N_REGIONS, SHMPOOL_PAGE
         SHMPOOL_FORMAT_VERSION, SHMPOOL_HUGE_PAGE, SHMPOOL_MAX_SLOTS, SHMPOOL_MAX_CLIENTS
-        SHMPOOL_MAX_CHANNELS, SHMPOOL_PAYLOAD_OFFSET
+        SHMPOOL_MAX_CHANNELS, SHMPOOL_PAYLOAD_OFFSET, SHMPOOL_CUSTODY
 
     Py_ssize_t SHMPOOL_DTYPE_NBYTES
 
@@ -1637,7 +1637,7 @@ cdef class Core:
                     pins[client] = count
             slots.append((
                 STATES[state] if state < 5 else "corrupt",
-                owner - 1 if owner else None,
+                owner - 1 if 0 < owner < SHMPOOL_CUSTODY else None,  # None and sealed: a channel's
                 shmpool_word_generation(word),
                 shmpool_relaxed32(&s.span),
                 shmpool_relaxed64(&s.nbytes),

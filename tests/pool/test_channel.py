@@ -221,6 +221,17 @@ def test_an_object_that_nobody_has_is_closed(small_pool: shmpool.Pool) -> None:
         gc.enable()
 
 
+def test_a_full_pool_says_that_channels_hold_it(small_pool: shmpool.Pool) -> None:
+    with Channel.open("c", small_pool, cell_nbytes=CELL) as channel:
+        for n in range(small_pool.geometry.scratch_slots):
+            channel.send(stamped(n, 4096))
+        assert {slot.owner for slot in small_pool.stat().slots if slot.state == "sealed"} == {None}
+        with pytest.raises(shmpool.PoolFullError, match="owned by a channel"):
+            small_pool.put(stamped(9, 4096), "scratch", 0.02)
+        with pytest.raises(shmpool.ChannelFullError, match="owned by a channel"):
+            channel.send(stamped(9, 4096), 0.02)
+
+
 def test_names_and_kinds(small_pool: shmpool.Pool) -> None:
     with Channel.open("ä" * 112, small_pool) as channel, Channel.open("b", small_pool, broadcast=True):
         assert Channel.attach("ä" * 112, small_pool).name == channel.name
