@@ -1426,7 +1426,10 @@ cdef class Core:
                 f"slot {slot}: shape and dtype {dtype} do not make up its {d.nbytes} bytes.")
         cdef int flags = cnp.NPY_ARRAY_F_CONTIGUOUS if d.order == 1 else cnp.NPY_ARRAY_C_CONTIGUOUS
         Py_INCREF(dtype)
-        array = PyArray_NewFromDescr(&PyArray_Type, dtype, d.ndim, dims, NULL, data + d.data_offset, flags, None)
+        try:
+            array = PyArray_NewFromDescr(&PyArray_Type, dtype, d.ndim, dims, NULL, data + d.data_offset, flags, None)
+        except ValueError as error:  # dimensions that NumPy refuses although one of them is zero
+            raise errors.PoolCorruptedError(f"slot {slot}: its shape is impossible ({error}).") from None
         cnp.PyArray_UpdateFlags(array, cnp.NPY_ARRAY_UPDATE_ALL)
         cnp.PyArray_CLEARFLAGS(array, cnp.NPY_ARRAY_WRITEABLE)
         cnp.set_array_base(array, pin)
