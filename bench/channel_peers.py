@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import shmpool
 from bench.harness.child import CONTEXT
-from bench.harness.workspace import Workspace
+from bench.harness.workspace import TMPFS, Workspace
 
 SLOT_NBYTES = 64 << 20
 
@@ -297,6 +297,9 @@ class Iceoryx2(Pong):
     def close(self) -> None:
         super().close()
         del self.publisher, self.subscriber, self.node
+        # iceoryx2 keeps a segment of each node's global state
+        for left_over in TMPFS.glob(f"{self.workspace.path.name}-*"):
+            left_over.unlink()
 
 
 PEERS: tuple[type[Pong], ...] = (OurChannel, OurLoan, UnixSocket, Pipe, Pyzmq, Iceoryx2)
