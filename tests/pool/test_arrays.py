@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_endless_description_is_refused(small_pool: Pool) -> None:
     check_all_free(small_pool)
 
 
-LAYOUTS = {
+LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "c": lambda a: a,
     "fortran": np.asfortranarray,
     "transposed": lambda a: a.T,
@@ -244,7 +245,7 @@ def test_large_arrays(pool_path: Path) -> None:
             pool.free(handle)
 
 
-class Marked(np.ndarray):  # type: ignore[type-arg]
+class Marked(np.ndarray):
     """A subclass with state, which does not travel."""
 
 
@@ -274,7 +275,7 @@ def test_array_likes(small_pool: Pool) -> None:
         memoryview(b"ab"),
     ):
         expected = np.asarray(source)
-        handle = small_pool.put(source)  # type: ignore[arg-type]
+        handle = small_pool.put(source)
         got = small_pool.get(handle)
         assert got.dtype == expected.dtype
         assert got.tolist() == expected.tolist()

@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 import shmpool
 from shmpool import Handle, Pool
 
-FIELDS = {"pool": "00112233445566778899aabbccddeeff", "slot": 3, "span": 2, "generation": 77, "nbytes": 100}
+FIELDS: dict[str, Any] = {
+    "pool": "00112233445566778899aabbccddeeff",
+    "slot": 3,
+    "span": 2,
+    "generation": 77,
+    "nbytes": 100,
+}
 
 any_handle = st.builds(
     Handle,
@@ -49,7 +55,7 @@ def test_frozen() -> None:
     with pytest.raises(AttributeError):
         handle.other = 1  # type: ignore[attr-defined]
     with pytest.raises(TypeError):
-        handle.__init__(**FIELDS)  # type: ignore[misc]
+        handle.__init__(**FIELDS)
     with pytest.raises(TypeError):
         type("Sub", (Handle,), {})
     assert handle.to_dict() == FIELDS
@@ -143,7 +149,7 @@ def test_any_bytes(data: bytes) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40) | st.just(FIELDS["pool"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=40) | st.just(UUID),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )

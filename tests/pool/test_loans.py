@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_sealing_twice(small_pool: Pool) -> None:
     assert small_pool.stat().used_slots == 1
 
 
-DERIVED = {
+DERIVED: dict[str, Callable[[Any], Any]] = {
     "slice": lambda a: a[1:],
     "view": lambda a: a.view("u1"),
     "reshape": lambda a: a.reshape(2, -1),
@@ -259,7 +260,7 @@ def test_put_of_a_loaned_array_copies_nothing(small_pool: Pool) -> None:
     assert np.array_equal(view, np.arange(24).reshape(6, 4))
 
 
-PARTS = {
+PARTS: dict[str, tuple[Callable[[Any], Any], bool]] = {
     "rows": (lambda a: a[2:5], False),
     "row": (lambda a: a[3], False),
     "element": (lambda a: a[3, 2:3], False),

@@ -134,7 +134,7 @@ def test_geometry_is_a_value() -> None:
     with pytest.raises(ValueError, match="no slot 6"):
         one.region_of(6)
     with pytest.raises(TypeError):
-        one.__init__(8192, 1, 2, 3, 4)  # type: ignore[misc]
+        one.__init__(8192, 1, 2, 3, 4)
     with pytest.raises(AttributeError):
         one.slot_nbytes = 1  # type: ignore[misc]
 

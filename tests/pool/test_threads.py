@@ -175,7 +175,7 @@ def test_close_while_others_work(pool_path: Path) -> None:
                     pool.stat()
                 pool.close()
 
-            run(*[lambda seed=seed: work(seed) for seed in range(3)], close)  # type: ignore[misc]
+            run(*[lambda seed=seed: work(seed) for seed in range(3)], close)
             del pool
             gc.collect()
             assert len(watcher.stat().clients) == 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from helpers.pools import SLOT, check_all_free, small
 import shmpool
 from shmpool import Pool
 
-DERIVED = {
+DERIVED: dict[str, Callable[[Any], Any]] = {
     "itself": lambda v: v,
     "slice": lambda v: v[10:20],
     "negative": lambda v: v[::-1],
@@ -144,7 +145,7 @@ def test_view_from_a_finaliser(small_pool: Pool) -> None:
 
 def test_views_cannot_be_written(small_pool: Pool) -> None:
     handle = small_pool.put(np.arange(10.0))
-    view = small_pool.get(handle)
+    view: Any = small_pool.get(handle)
     for target in (view, view[2:], view.reshape(2, 5), view.view("u8"), np.asarray(view), np.asarray(memoryview(view))):
         assert not target.flags.writeable
         with pytest.raises(ValueError, match="read-only"):

@@ -69,7 +69,7 @@ class Fuzzer:
 
     def number(self, bits: int) -> int:
         chosen = self.rng.choice(EDGES) if self.rng.random() < 0.7 else self.rng.getrandbits(bits)
-        return chosen % 2**bits
+        return int(chosen % 2**bits)
 
     def open(self) -> Pool:
         options = dict(zip(("input_slots", "output_slots", "scratch_slots"), REGIONS, strict=True))
@@ -189,7 +189,7 @@ class LiveFuzzer(Fuzzer):
             case 4 if self.loans:
                 self.keep(self.attempt(self.loans.pop().seal))
             case 5 | 6 | 7 if handle is not None:
-                copy = rng.choice([False, True, "auto"])
+                copy: Any = rng.choice([False, True, "auto"])
                 view = self.attempt(lambda: pool.get(handle, copy=copy))
                 if view is not None:  # every byte that it claims to have can be read
                     view.tobytes()
@@ -294,6 +294,6 @@ class FileFuzzer(Fuzzer):
 def main(kind: str, path: str, seed: int, rounds: int) -> list[Any]:
     """[worked, refused, wrong, tracebacks] of one run."""
     warnings.simplefilter("error")
-    fuzzer: LiveFuzzer | FileFuzzer = {"live": LiveFuzzer, "file": FileFuzzer}[kind](path, seed)
+    fuzzer = LiveFuzzer(path, seed) if kind == "live" else FileFuzzer(path, seed)
     fuzzer.run(rounds)
     return fuzzer.result()

@@ -85,7 +85,7 @@ class PoolMachine(RuleBasedStateMachine):
             with pytest.raises(shmpool.TooManyClientsError):
                 Pool.attach(self.path, prefault_nbytes=0, attach_timeout=0)
             return
-        pool = Pool.open(self.path, slot_nbytes=SLOT, max_clients=MAX_CLIENTS, prefault_nbytes=0, **options)  # type: ignore[arg-type]
+        pool = Pool.open(self.path, slot_nbytes=SLOT, max_clients=MAX_CLIENTS, prefault_nbytes=0, **options)
         (lock_fd,) = descriptors_of(lock_file) - before
         index = min(set(range(MAX_CLIENTS)) - taken)
         assert pool.client.index == index
@@ -320,7 +320,7 @@ SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
 
 
 def test_against_the_model(pool_dir: Path) -> None:
-    machine = type("Machine", (PoolMachine,), {"root": pool_dir})
+    machine: Any = type("Machine", (PoolMachine,), {"root": pool_dir})
     machine.TestCase.settings = settings(
         max_examples=3000 if SOAK else 60,
         stateful_step_count=100 if SOAK else 40,
