@@ -17,11 +17,11 @@ help:  ## this list
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo-installed: pyproject.toml setup.py src/shmpool/_core.pyx $(wildcard src/shmpool/*/*.h) | $(BIN)/python
+$(VENV)/.demo-installed: pyproject.toml setup.py $(wildcard src/shmpool/*.pyx) $(wildcard src/shmpool/*/*.h) | $(BIN)/python
 	$(PIP) install --quiet --editable '.[server]'
 	@touch $@
 
-$(VENV)/.dev-installed: pyproject.toml setup.py src/shmpool/_core.pyx $(wildcard src/shmpool/*/*.h) | $(BIN)/python
+$(VENV)/.dev-installed: pyproject.toml setup.py $(wildcard src/shmpool/*.pyx) $(wildcard src/shmpool/*/*.h) | $(BIN)/python
 	$(PIP) install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.demo-installed
 
@@ -38,9 +38,9 @@ lint: $(VENV)/.dev-installed  ## ruff, mypy --strict, stubtest, cython-lint, cla
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 src/shmpool/_core.pyx
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 src/shmpool/_core.pyx src/shmpool/_channel.pyx
 	$(BIN)/mypy src/shmpool python/gsb server/gsb_server
-	$(BIN)/python -m mypy.stubtest shmpool._core --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest-allowlist.txt
+	$(BIN)/python -m mypy.stubtest shmpool._core shmpool._channel --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest-allowlist.txt
 	$(BIN)/lint-imports
 
 fmt: $(VENV)/.dev-installed  ## format everything
@@ -53,6 +53,7 @@ bench: $(VENV)/.dev-installed  ## all benchmarks against their baselines and pee
 
 soak: $(VENV)/.dev-installed  ## 10,000 random kills
 	$(BIN)/python tests/soak/soak_kills.py --kills 10000
+	$(BIN)/python tests/soak/soak_channels.py --kills 100000
 
 wheel: $(VENV)/.dev-installed  ## build the abi3 wheel into dist/
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist .

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Build the one extension module. Everything declarative lives in pyproject.toml.
+"""Build the extension modules. Everything declarative lives in pyproject.toml.
 
 Environment switches, for developers:
 
@@ -37,18 +37,20 @@ if sys.platform != "win32":
 if os.environ.get("SHMPOOL_FAILPOINTS") == "1":
     macros.append(("SHMPOOL_FAILPOINTS", "1"))
 
-core = Extension(
-    "shmpool._core",
-    sources=["src/shmpool/_core.pyx"],
-    include_dirs=["src/shmpool", np.get_include()],
-    depends=[
-        f"src/shmpool/{folder}/{name}" for folder in ("core", "os") for name in os.listdir(f"src/shmpool/{folder}")
-    ],
-    define_macros=macros,
-    extra_compile_args=compile_args,
-    extra_link_args=link_args,
-    py_limited_api=LIMITED_API,
-)
+headers = [f"src/shmpool/{folder}/{name}" for folder in ("core", "os") for name in os.listdir(f"src/shmpool/{folder}")]
+
+
+def extension(name: str) -> Extension:
+    return Extension(
+        f"shmpool.{name}",
+        sources=[f"src/shmpool/{name}.pyx"],
+        include_dirs=["src/shmpool", np.get_include()],
+        depends=headers,
+        define_macros=macros,
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+        py_limited_api=LIMITED_API,
+    )
 
 
 class LimitedApiWheel(bdist_wheel):
@@ -62,7 +64,7 @@ class LimitedApiWheel(bdist_wheel):
 
 setup(
     ext_modules=cythonize(
-        [core],
+        [extension("_core"), extension("_channel")],
         build_dir="build/cython",
         compiler_directives={
             "language_level": 3,

@@ -8,8 +8,15 @@
 array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
 """
 
+from ._channel import Message
 from ._core import Geometry, Handle, Loan
+from .channel import Channel, ChannelLoan
 from .errors import (
+    ChannelClosedError,
+    ChannelEmptyError,
+    ChannelExistsError,
+    ChannelFullError,
+    ChannelNotFoundError,
     ClientEvictedError,
     ClientGoneError,
     ForkedPoolError,
@@ -27,17 +34,26 @@ from .errors import (
     PoolSpaceError,
     ShmPoolError,
     StaleHandleError,
+    TooManyChannelsError,
     TooManyClientsError,
     UnsupportedDtypeError,
     UnsupportedFilesystemError,
 )
 from .paths import default_path
 from .pool import ClientId, Pool
+from .queues import Queue
 from .stat import ClientStat, PoolStat, SlotStat
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Channel",
+    "ChannelClosedError",
+    "ChannelEmptyError",
+    "ChannelExistsError",
+    "ChannelFullError",
+    "ChannelLoan",
+    "ChannelNotFoundError",
     "ClientEvictedError",
     "ClientGoneError",
     "ClientId",
@@ -48,6 +64,7 @@ __all__ = [
     "HandleError",
     "Loan",
     "LoanError",
+    "Message",
     "PayloadTooLargeError",
     "Pool",
     "PoolBusyError",
@@ -60,9 +77,11 @@ __all__ = [
     "PoolPermissionError",
     "PoolSpaceError",
     "PoolStat",
+    "Queue",
     "ShmPoolError",
     "SlotStat",
     "StaleHandleError",
+    "TooManyChannelsError",
     "TooManyClientsError",
     "UnsupportedDtypeError",
     "UnsupportedFilesystemError",

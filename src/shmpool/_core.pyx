@@ -12,6 +12,7 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize, PyBytes_
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_INCREF
 from libc.errno cimport EBADF, EFBIG, EINTR, EMFILE, ENOSPC, ESTALE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -39,6 +40,7 @@ cdef extern from "core/slots.h" nogil:
         SHMPOOL_READY, SHMPOOL_TAIL, SHMPOOL_FREE, SHMPOOL_SEALED, SHMPOOL_RETIRED
         SHMPOOL_MAX_NDIM, SHMPOOL_LABEL_NBYTES, SHMPOOL_N_REGIONS, SHMPOOL_PAGE
         SHMPOOL_FORMAT_VERSION, SHMPOOL_HUGE_PAGE, SHMPOOL_MAX_SLOTS, SHMPOOL_MAX_CLIENTS
+        SHMPOOL_MAX_CHANNELS, SHMPOOL_PAYLOAD_OFFSET, SHMPOOL_CUSTODY
 
     Py_ssize_t SHMPOOL_DTYPE_NBYTES
 
@@ -78,6 +80,9 @@ cdef extern from "core/slots.h" nogil:
         char label[128]
 
     ctypedef struct shmpool_geometry_t:
+        uint32_t max_channels
+        uint64_t channel_nbytes
+        uint64_t channels_offset
         uint64_t slot_nbytes
         uint32_t region_slots[3]
         uint32_t region_start[3]
@@ -117,8 +122,8 @@ cdef extern from "core/slots.h" nogil:
     void shmpool_raise64(uint64_t *p, uint64_t v) noexcept
     uint64_t shmpool_add64(uint64_t *p, uint64_t v) noexcept
     uint32_t shmpool_add32(uint32_t *p, uint32_t v) noexcept
-    int shmpool_geometry_init(shmpool_geometry_t *g, uint64_t slot_nbytes, const uint32_t *region_slots,
-                              uint32_t max_clients) noexcept
+    int shmpool_geometry_init_all(shmpool_geometry_t *g, uint64_t slot_nbytes, const uint32_t *region_slots,
+                                  uint32_t max_clients, uint32_t max_channels, uint64_t channel_nbytes) noexcept
     void shmpool_header_mark_creating(shmpool_header_t *h) noexcept
     void shmpool_header_fill(shmpool_header_t *h, const shmpool_geometry_t *g, const uint8_t *uuid,
                              uint64_t created_ns) noexcept
@@ -150,6 +155,17 @@ cdef extern from "core/slots.h" nogil:
     void shmpool_client_enter(shmpool_t *p, uint32_t client, uint64_t nonce, uint64_t now_ns, uint32_t pid,
                               uint64_t pid_namespace, const char *label) noexcept
     void shmpool_client_leave(const shmpool_t *p) noexcept
+    int shmpool_channels_unswept(const shmpool_t *p) noexcept
+    void shmpool_channels_sweep(const shmpool_t *p) noexcept
+
+cdef extern from "core/bridge.h" nogil:
+    const char *SHMPOOL_BRIDGE_NAME
+
+    ctypedef struct shmpool_bridge_t:
+        const shmpool_t *pool
+        const uint32_t *forks
+        uint32_t born
+        const int *closed
 
 cdef extern from "os/os.h" nogil:
     enum:
@@ -164,6 +180,7 @@ cdef extern from "os/os.h" nogil:
     void shmpool_os_wake(uint32_t *word) noexcept
     uint64_t shmpool_os_pid_namespace() noexcept
     uint32_t shmpool_os_fork_count() noexcept
+    const uint32_t *shmpool_os_fork_counter() noexcept
     ctypedef struct shmpool_os_file_t:
         uint64_t device
         uint64_t inode
@@ -211,6 +228,7 @@ LOCK_NONE = SHMPOOL_LOCK_NONE
 LOCK_SHARED = SHMPOOL_LOCK_SHARED
 LOCK_EXCLUSIVE = SHMPOOL_LOCK_EXCLUSIVE
 LOCK_BYTE_LIFE = 0
+LOCK_BYTE_CHANNELS = 1
 LOCK_BYTE_CLIENTS = 64
 
 REGIONS = ("input", "output", "scratch")
@@ -296,16 +314,19 @@ cdef class Geometry:
 
     cdef shmpool_geometry_t g
 
-    def __init__(self, slot_nbytes, input_slots, output_slots, scratch_slots, max_clients):
+    def __init__(self, slot_nbytes, input_slots, output_slots, scratch_slots, max_clients, max_channels=32,
+                 channel_nbytes=4 * 2**20):
         cdef uint32_t[3] regions
         if self.g.n_slots != 0:
             raise TypeError("a Geometry does not change")
-        fits = all(0 <= operator.index(n) < 2**31 for n in (input_slots, output_slots, scratch_slots, max_clients))
-        if fits and 0 <= operator.index(slot_nbytes) < 2**63:
+        counts = (input_slots, output_slots, scratch_slots, max_clients, max_channels)
+        fits = all(0 <= operator.index(n) < 2**31 for n in counts)
+        if fits and 0 <= operator.index(slot_nbytes) < 2**63 and 0 <= operator.index(channel_nbytes) < 2**63:
             regions[0] = input_slots
             regions[1] = output_slots
             regions[2] = scratch_slots
-            fits = shmpool_geometry_init(&self.g, slot_nbytes, regions, max_clients) == SHMPOOL_OK
+            fits = shmpool_geometry_init_all(&self.g, slot_nbytes, regions, max_clients, max_channels,
+                                             channel_nbytes if max_channels else 0) == SHMPOOL_OK
         else:
             fits = False
         if not fits:
@@ -313,7 +334,9 @@ cdef class Geometry:
             raise ValueError(
                 f"impossible geometry: slot_nbytes={slot_nbytes} (a positive multiple of {SHMPOOL_PAGE}), "
                 f"slots={input_slots}+{output_slots}+{scratch_slots} (1 to {SHMPOOL_MAX_SLOTS} in all), "
-                f"max_clients={max_clients} (1 to {SHMPOOL_MAX_CLIENTS})"
+                f"max_clients={max_clients} (1 to {SHMPOOL_MAX_CLIENTS}), "
+                f"max_channels={max_channels} (at most {SHMPOOL_MAX_CHANNELS}) of channel_nbytes={channel_nbytes} "
+                f"(a multiple of {SHMPOOL_PAGE} above {SHMPOOL_PAYLOAD_OFFSET})"
             )
 
     @property
@@ -341,6 +364,19 @@ cdef class Geometry:
         return self.g.max_clients
 
     @property
+    def max_channels(self):
+        return self.g.max_channels
+
+    @property
+    def channel_nbytes(self):
+        """Bytes of the file set aside for each channel."""
+        return self.g.channel_nbytes
+
+    @property
+    def channels_offset(self):
+        return self.g.channels_offset
+
+    @property
     def nbytes(self):
         """Bytes of all slots together."""
         return self.g.n_slots * self.g.slot_nbytes
@@ -365,7 +401,8 @@ cdef class Geometry:
         raise ValueError(f"no slot {slot} in a pool of {self.g.n_slots}")
 
     def _key(self):
-        return (self.slot_nbytes, self.input_slots, self.output_slots, self.scratch_slots, self.max_clients)
+        return (self.slot_nbytes, self.input_slots, self.output_slots, self.scratch_slots, self.max_clients,
+                self.max_channels, self.channel_nbytes)
 
     def __eq__(self, other):
         return isinstance(other, Geometry) and self._key() == (<Geometry>other)._key()
@@ -379,7 +416,8 @@ cdef class Geometry:
     def __repr__(self):
         return (f"Geometry(slot_nbytes={self.slot_nbytes}, input_slots={self.input_slots}, "
                 f"output_slots={self.output_slots}, scratch_slots={self.scratch_slots}, "
-                f"max_clients={self.max_clients})")
+                f"max_clients={self.max_clients}, max_channels={self.max_channels}, "
+                f"channel_nbytes={self.channel_nbytes})")
 
 
 def header_creating():
@@ -765,6 +803,7 @@ cdef class Core:
     cdef readonly Geometry geometry
     cdef readonly object default_timeout
     cdef bint stop_warming
+    cdef shmpool_bridge_t lent
 
     def __init__(self, Descriptor file not None, Descriptor lock_file not None, bytes lock_path not None,
                  Geometry geometry not None, bytes uuid not None, uint64_t nonce, uint32_t pid, str label,
@@ -794,6 +833,7 @@ cdef class Core:
         if alone:
             for index in range(geometry.g.max_clients):  # nobody is attached: every client is dead
                 shmpool_reclaim(&self.p, index)
+            shmpool_channels_sweep(&self.p)
             failpoint("open.reclaimed")
             shmpool_add64(&self.p.header.epoch, 1)
         encoded = label.encode("utf-8", "replace")[:LABEL_NBYTES - 1]
@@ -828,12 +868,12 @@ cdef class Core:
     cdef void detach(self) noexcept:
         """Leave the pool and unmap it. Only when nothing needs the mapping any more."""
         cdef void *base = self.p.base
-        self.p.base = NULL
         if base != NULL:
             if self.attached and not self.forked():
                 shmpool_client_leave(&self.p)
                 self.wake()
             self.attached = False
+            self.p.base = NULL
             shmpool_os_unmap(base, self.p.geometry.file_nbytes)
         if self.lock_file is not None:
             self.lock_file.release()  # and with it every lock of its description
@@ -910,6 +950,10 @@ cdef class Core:
     @property
     def is_forked(self):
         return self.forked()
+
+    @property
+    def is_evicted(self):
+        return self.attached and not self.forked() and shmpool_evicted(&self.p)
 
     @property
     def n_live(self):
@@ -1496,9 +1540,63 @@ cdef class Core:
             SHMPOOL_FAILPOINT("reclaim.before_unlock")
             shmpool_os_lock(cleaner.fd, LOCK_BYTE_CLIENTS + index, SHMPOOL_LOCK_NONE)
         cleaner.release()
+        if shmpool_channels_unswept(&self.p):
+            self.sweep_channels()
         if found:
             self.wake()
         return found
+
+    # -- channels ------------------------------------------------------------------------------------------------
+
+    cdef int sweep_channels(self) except -1:
+        """Remove channels that nobody is attached to, unless somebody is making or removing one right now."""
+        held = self.lock_channels()
+        if held is not None:
+            shmpool_channels_sweep(&self.p)
+            (<Descriptor>held).release()
+            self.wake()
+        return 0
+
+    def lock_channels(self):
+        """The right to make, join and remove channels, until the result is closed; None if somebody else has it.
+
+        A description of its own, as for cleaning: threads of this process exclude each other too.
+        """
+        self.check_open()
+        cdef Descriptor held = self.cleaner()
+        return held if held.lock(LOCK_BYTE_CHANNELS, SHMPOOL_LOCK_EXCLUSIVE) else None
+
+    def reserve_channel(self, uint64_t offset, uint64_t nbytes):
+        """Back a part of a channel's extent with memory."""
+        self.check_open()
+        try:
+            reserve(self.file.fileno(), offset, nbytes)
+        except OSError as error:
+            from .space import space_error
+            raise space_error(error.errno, self.file.fileno(), nbytes) from None
+
+    def hold(self):
+        """Keep the mapping beyond `close`, until `let_go`."""
+        self.check_open()
+        self.live += 1
+
+    def let_go(self):
+        """Undo one `hold`."""
+        self.release()
+
+    def lend(self):
+        """A capsule with the C structures, for `_channel`. Good for as long as this object lives."""
+        self.check_open()
+        self.lent.pool = &self.p
+        self.lent.forks = shmpool_os_fork_counter()
+        self.lent.born = self.born_in_fork
+        self.lent.closed = <const int *>&self.closed
+        return PyCapsule_New(&self.lent, SHMPOOL_BRIDGE_NAME, NULL)
+
+    def prepare_read(self, uint32_t slot, uint64_t nbytes):
+        """Fill this process's page tables for a pinned span."""
+        if nbytes >= POPULATE_NBYTES:
+            self.back(slot, nbytes, False)
 
     def reclaim(self):
         """Free what dead clients left behind; how many such clients there were."""
@@ -1542,7 +1640,7 @@ cdef class Core:
                     pins[client] = count
             slots.append((
                 STATES[state] if state < 5 else "corrupt",
-                owner - 1 if owner else None,
+                owner - 1 if 0 < owner < SHMPOOL_CUSTODY else None,  # None and sealed: a channel's
                 shmpool_word_generation(word),
                 shmpool_relaxed32(&s.span),
                 shmpool_relaxed64(&s.nbytes),

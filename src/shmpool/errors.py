@@ -21,6 +21,12 @@
     ├── HandleError            (ValueError)         malformed handle, or of another pool
     ├── StaleHandleError       (LookupError)        the slot has moved on, or was freed already
     ├── LoanError              (BufferError)        a loan is used after its end, or still has views
+    ├── ChannelNotFoundError   (FileNotFoundError)  no channel of this name
+    ├── ChannelExistsError     (FileExistsError)    open() asked for another kind than the one there
+    ├── ChannelFullError       (TimeoutError)       no room in the ring in time
+    ├── ChannelEmptyError      (TimeoutError)       no message in time
+    ├── ChannelClosedError     (ConnectionError)    everybody at the other end is gone, or this end is closed
+    ├── TooManyChannelsError   (OSError)            every channel record is in use
     ├── ClientEvictedError     (ConnectionError)    our file lock was lost; we were cleaned up
     └── ClientGoneError        (LookupError)        the other client is not attached any more
 
@@ -34,6 +40,11 @@ import errno
 from typing import Any
 
 __all__ = [
+    "ChannelClosedError",
+    "ChannelEmptyError",
+    "ChannelExistsError",
+    "ChannelFullError",
+    "ChannelNotFoundError",
     "ClientEvictedError",
     "ClientGoneError",
     "ForkedPoolError",
@@ -51,6 +62,7 @@ __all__ = [
     "PoolSpaceError",
     "ShmPoolError",
     "StaleHandleError",
+    "TooManyChannelsError",
     "TooManyClientsError",
     "UnsupportedDtypeError",
     "UnsupportedFilesystemError",
@@ -176,3 +188,29 @@ class ClientEvictedError(ShmPoolError, ConnectionError):
 
 class ClientGoneError(ShmPoolError, LookupError):
     """The client named is not attached any more."""
+
+
+class ChannelNotFoundError(ShmPoolError, FileNotFoundError):
+    """There is no channel of this name in the pool."""
+
+
+class ChannelExistsError(ShmPoolError, FileExistsError):
+    """A channel of this name exists and is of another kind than asked for."""
+
+
+class ChannelFullError(ShmPoolError, TimeoutError):
+    """There was no room for the message in time."""
+
+
+class ChannelEmptyError(ShmPoolError, TimeoutError):
+    """There was no message in time."""
+
+
+class ChannelClosedError(ShmPoolError, ConnectionError):
+    """Nobody is left at the other end (``reason`` "peers"), or this object is closed (``reason`` "closed")."""
+
+    reason: str = ""
+
+
+class TooManyChannelsError(ShmPoolError, OSError):
+    """Every channel record of the pool is in use."""

@@ -30,6 +30,8 @@ Region = Literal["input", "output", "scratch"]
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_MAX_CLIENTS = 256
+DEFAULT_MAX_CHANNELS = 32
+DEFAULT_CHANNEL_NBYTES = 4 * 2**20
 
 # copy="auto": small arrays are cheaper to copy than to keep a slot for, and a region must not be starved by views.
 _AUTO_COPY_NBYTES = 64 * 1024
@@ -87,6 +89,8 @@ class Pool:
         output_slots: int = 4,
         scratch_slots: int = 8,
         max_clients: int = DEFAULT_MAX_CLIENTS,
+        max_channels: int = DEFAULT_MAX_CHANNELS,
+        channel_nbytes: int = DEFAULT_CHANNEL_NBYTES,
         timeout: float = DEFAULT_TIMEOUT,
         prefault_nbytes: int = DEFAULT_PREFAULT_NBYTES,
         attach_timeout: float = 10.0,
@@ -98,7 +102,7 @@ class Pool:
         path : path-like, optional
             The pool file. Default: ``$SHMPOOL_PATH``, else ``pool.bin`` in a private folder on tmpfs. The lock file
             ``<path>.lock`` stands beside it.
-        slot_nbytes, input_slots, output_slots, scratch_slots, max_clients : int
+        slot_nbytes, input_slots, output_slots, scratch_slots, max_clients, max_channels, channel_nbytes : int
             Geometry of a pool that is created. An existing pool keeps its own: look at :attr:`geometry`.
             ``slot_nbytes`` is a multiple of 4096. The file is sparse: memory is reserved as slots are first used.
         timeout : float, default 30.0
@@ -126,7 +130,9 @@ class Pool:
         PoolBusyError, TooManyClientsError
             See there.
         """
-        geometry = Geometry(slot_nbytes, input_slots, output_slots, scratch_slots, max_clients)
+        geometry = Geometry(
+            slot_nbytes, input_slots, output_slots, scratch_slots, max_clients, max_channels, channel_nbytes
+        )
         return cls._attach(path, Mode.OPEN, geometry, timeout, prefault_nbytes, attach_timeout)
 
     @classmethod
@@ -139,6 +145,8 @@ class Pool:
         output_slots: int = 4,
         scratch_slots: int = 8,
         max_clients: int = DEFAULT_MAX_CLIENTS,
+        max_channels: int = DEFAULT_MAX_CHANNELS,
+        channel_nbytes: int = DEFAULT_CHANNEL_NBYTES,
         timeout: float = DEFAULT_TIMEOUT,
         prefault_nbytes: int = DEFAULT_PREFAULT_NBYTES,
         attach_timeout: float = 10.0,
@@ -152,7 +160,9 @@ class Pool:
         PoolExistsError
             Somebody is attached to the pool at this path.
         """
-        geometry = Geometry(slot_nbytes, input_slots, output_slots, scratch_slots, max_clients)
+        geometry = Geometry(
+            slot_nbytes, input_slots, output_slots, scratch_slots, max_clients, max_channels, channel_nbytes
+        )
         return cls._attach(path, Mode.CREATE, geometry, timeout, prefault_nbytes, attach_timeout)
 
     @classmethod

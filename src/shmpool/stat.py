@@ -131,7 +131,8 @@ class Holder:
     age: float | None
 
     def __str__(self) -> str:
-        who = f"client {self.client}" if self.client is not None else "nobody"
+        nobody = "a channel" if self.state == "sealed" else "nobody"
+        who = f"client {self.client}" if self.client is not None else nobody
         if self.pid is not None:
             who += f" (pid {self.pid}, {'alive' if self.alive else 'dead'}: {self.label[:60]})"
         since = f" for {self.age:.1f} s" if self.age is not None else ""

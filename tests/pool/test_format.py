@@ -17,7 +17,7 @@ import pytest
 from helpers.pools import SLOT, small
 
 import shmpool
-from shmpool import _core
+from shmpool import _channel, _core
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "src" / "shmpool" / "core"
@@ -29,6 +29,8 @@ STRUCTURES = {
     "Counters page": "shmpool_counters_t",
     "Slot record": "shmpool_slot_t",
     "Client entry": "shmpool_client_t",
+    "Channel record": "shmpool_channel_t",
+    "Channel extent": "shmpool_cell_t",
 }
 # fields whose place in the structure is not their name
 C_NAMES = {
@@ -100,11 +102,15 @@ def test_offsets_are_those_of_the_page(compiled: dict[str, tuple[int, int]]) -> 
 
 def test_sizes_are_those_of_the_page(compiled: dict[str, tuple[int, int]]) -> None:
     assert compiled["shmpool_header_t"][1] == compiled["shmpool_counters_t"][1] == 4096
-    for heading in ("Slot record", "Client entry"):
+    for heading in ("Slot record", "Client entry", "Channel record"):
         found = re.search(rf"^### {heading} \((\d+) bytes\)", PAGE, re.MULTILINE)
         assert found is not None
         assert compiled[STRUCTURES[heading]][1] == int(found[1])
     assert re.search(r"^\| slot table \| 8192 \| `n_slots` x 1024 \|", PAGE, re.MULTILINE)
+    assert re.search(r"^\| channel table \| `channel_table_offset` \| `max_channels` x 2048 \|", PAGE, re.MULTILINE)
+    cells, payloads = (int(n) for n in re.findall(r"^\| (\d{5,}) \|", section("Channel extent"), re.MULTILINE))
+    assert (cells, payloads) == (256 * 64, 256 * 64 + 4096 * compiled["shmpool_cell_t"][1])
+    assert payloads == _channel.PAYLOAD_OFFSET
     assert re.search(r"^\| client table \| `client_table_offset` \| `max_clients` x 256 \|", PAGE, re.MULTILINE)
 
 
@@ -128,11 +134,19 @@ def test_layout_stamp_follows_the_structures(compiled: dict[str, tuple[int, int]
                 value = (value ^ byte) * 16777619 % 2**32
         return value
 
-    sizes = [compiled[name][1] for name in STRUCTURES.values()]
+    sizes = [compiled[name][1] for name in list(STRUCTURES.values())[:4]]
     slot = [compiled[f"shmpool_slot_t.{field}"][0] for field in ("link_generation", "sealed_ns", "shape", "dtype")]
     label = compiled["shmpool_client_t.label"][0]
     pointer = ctypes.sizeof(ctypes.c_void_p)
-    numbers = [*sizes, *slot, label, 64, _core.STATES.index("tail"), pointer]
+    channel = [
+        compiled["shmpool_channel_t"][1],
+        compiled["shmpool_channel_t.tail"][0],
+        compiled["shmpool_channel_t.attach_high_water"][0],
+        compiled["shmpool_cell_t"][1],
+        compiled["shmpool_cell_t.data_nbytes"][0],
+        _channel.PAYLOAD_OFFSET,
+    ]
+    numbers = [*sizes, *slot, label, *channel, 64, _core.STATES.index("tail"), pointer]
     assert _core.layout_stamp() == fnv(2166136261, numbers)
     assert _core.layout_stamp() != fnv(2166136261, [*sizes[:-1], 512, *numbers[4:]])
 
@@ -164,9 +178,13 @@ def test_bytes_of_a_new_pool(pool_path: Path) -> None:
         assert client_table == 8192 + n * 1024
         assert pin_table == client_table + geometry.max_clients * 256
         assert pin_stride == -(-geometry.max_clients * 4 // 64) * 64
-        assert field("slots_offset") == -(-(pin_table + n * pin_stride) // 4096) * 4096
+        channel_table = field("channel_table_offset")
+        assert channel_table == pin_table + n * pin_stride
+        assert (field("max_channels"), field("channel_kib")) == (32, 4096)
+        extents = -(-(channel_table + 32 * 2048) // 4096) * 4096
+        assert geometry.channels_offset == extents
+        assert field("slots_offset") == extents + 32 * 4096 * 1024
         assert field("file_nbytes") == field("slots_offset") + n * SLOT == len(raw)
-        assert not any(raw[112:128])
         assert field("epoch") == pool.epoch
         assert not any(raw[136:4096])
         assert field("nonce", client_table, "shmpool_client_t") == pool.client.nonce

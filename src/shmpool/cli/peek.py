@@ -209,7 +209,7 @@ class Lookout:
         counts = struct.unpack(f"={self._high}I", self._rows[index])
         return (
             name,
-            owner - 1 if owner else None,
+            owner - 1 if 0 < owner < 4095 else None,  # 4095: a channel
             word >> 16,
             u32(216),
             u64(200),

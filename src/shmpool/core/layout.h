@@ -27,6 +27,11 @@
 #define SHMPOOL_MAX_NDIM 64u      /* NumPy 2's own limit */
 #define SHMPOOL_DTYPE_NBYTES 280
 #define SHMPOOL_LABEL_NBYTES 128u
+#define SHMPOOL_CUSTODY 4095u /* owner of a slot that a channel's cell owns */
+#define SHMPOOL_MAX_CHANNELS 4096u
+#define SHMPOOL_MAX_CELLS 4096u
+#define SHMPOOL_MAX_ATTACHMENTS 256u
+#define SHMPOOL_CHANNEL_NAME_NBYTES 224u
 
 #define SHMPOOL_INPUT 0
 #define SHMPOOL_OUTPUT 1
@@ -56,7 +61,8 @@ enum {
     SHMPOOL_ETRUNCATED = -9,
     SHMPOOL_ENOTREADY = -10, /* its creator died before it was ready */
     SHMPOOL_EINVAL = -11,
-    SHMPOOL_EGONE = -12 /* the client is not attached (any more) */
+    SHMPOOL_EEMPTY = -13, /* no message at this moment */
+    SHMPOOL_EGONE = -12   /* the client is not attached (any more) */
 };
 
 typedef struct {
@@ -75,7 +81,9 @@ typedef struct {
     uint64_t slots_offset;
     uint64_t file_nbytes;
     uint64_t created_ns;
-    uint8_t reserved[16];
+    uint32_t max_channels;
+    uint32_t channel_kib;
+    uint64_t channel_table_offset;
     uint64_t epoch;
     uint8_t pad[SHMPOOL_PAGE - 136];
 } shmpool_header_t;
@@ -90,7 +98,9 @@ typedef struct {
     uint32_t waiters;
     uint8_t pad_waiters[124];
     uint32_t client_high_water;
-    uint8_t pad[SHMPOOL_PAGE - 644];
+    uint8_t pad_clients[124];
+    uint32_t channel_high_water;
+    uint8_t pad[SHMPOOL_PAGE - 772];
 } shmpool_counters_t;
 
 typedef struct {
@@ -124,6 +134,74 @@ typedef struct {
     uint8_t pad[96];
 } shmpool_client_t;
 
+/* A channel (docs/channels.md). What changes all the time stands alone on 128 bytes. */
+typedef struct {
+    uint64_t word; /* generation, state: SHMPOOL_CHANNEL_* */
+    uint32_t flags;
+    uint32_t capacity;
+    uint32_t cell_nbytes;
+    uint32_t name_nbytes;
+    uint64_t created_ns;
+    char name[SHMPOOL_CHANNEL_NAME_NBYTES];
+    uint64_t tail;
+    uint8_t pad_tail[120];
+    uint64_t head;
+    uint8_t pad_head[120];
+    uint32_t recv_seq;
+    uint8_t pad_recv_seq[124];
+    uint32_t recv_waiters;
+    uint8_t pad_recv_waiters[124];
+    uint32_t send_seq;
+    uint8_t pad_send_seq[124];
+    uint32_t send_waiters;
+    uint8_t pad_send_waiters[124];
+    uint32_t attach_high_water;
+    uint32_t ever;
+    uint8_t pad[1016];
+} shmpool_channel_t;
+
+typedef struct {
+    uint64_t word; /* cursor, owner, role */
+    uint8_t pad[56];
+} shmpool_attachment_t;
+
+typedef struct {
+    uint64_t word;       /* position, owner, state: SHMPOOL_CELL_* */
+    uint64_t generation; /* of the slot; 0: everything is in the cell */
+    uint32_t slot;
+    uint32_t span;
+    uint32_t meta_nbytes;
+    uint32_t data_offset; /* of the data in the cell, when there is no slot */
+    uint64_t data_nbytes;
+    uint64_t meta_offset; /* of the meta text in the slot; 0: it is in the cell */
+    uint8_t pad[16];
+} shmpool_cell_t;
+
+/* An extent: attachments, cell heads, payloads. The first two lie where they lie whatever channel
+ * uses the extent, so that a cleaner that comes late meets words and nothing else. */
+#define SHMPOOL_CELLS_OFFSET ((uint64_t)SHMPOOL_MAX_ATTACHMENTS * 64u)
+#define SHMPOOL_PAYLOAD_OFFSET (SHMPOOL_CELLS_OFFSET + (uint64_t)SHMPOOL_MAX_CELLS * 64u)
+
+#define SHMPOOL_CHANNEL_FREE 0u
+#define SHMPOOL_CHANNEL_CREATING 1u
+#define SHMPOOL_CHANNEL_READY 2u
+#define SHMPOOL_CHANNEL_REMOVING 3u
+
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_header_t, max_channels) == 112, "format 1");
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_header_t, channel_table_offset) == 120, "format 1");
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_counters_t, channel_high_water) == 768, "format 1");
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_channel_t, name) == 32, "format 1");
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_channel_t, tail) == 256, "format 1");
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_channel_t, head) == 384, "format 1");
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_channel_t, recv_seq) == 512, "format 1");
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_channel_t, recv_waiters) == 640, "format 1");
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_channel_t, send_seq) == 768, "format 1");
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_channel_t, send_waiters) == 896, "format 1");
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_channel_t, attach_high_water) == 1024, "format 1");
+SHMPOOL_STATIC_ASSERT(sizeof(shmpool_channel_t) == 2048, "format 1");
+SHMPOOL_STATIC_ASSERT(sizeof(shmpool_attachment_t) == 64, "format 1");
+SHMPOOL_STATIC_ASSERT(offsetof(shmpool_cell_t, data_nbytes) == 32, "format 1");
+SHMPOOL_STATIC_ASSERT(sizeof(shmpool_cell_t) == 64, "format 1");
 SHMPOOL_STATIC_ASSERT(offsetof(shmpool_header_t, format_version) == 8, "format 1");
 SHMPOOL_STATIC_ASSERT(offsetof(shmpool_header_t, init_state) == 16, "format 1");
 SHMPOOL_STATIC_ASSERT(offsetof(shmpool_header_t, uuid) == 24, "format 1");
@@ -157,7 +235,11 @@ typedef struct {
     uint64_t client_table_offset;
     uint64_t pin_table_offset;
     uint64_t pin_stride;
+    uint32_t max_channels;
+    uint64_t channel_nbytes; /* of one extent */
+    uint64_t channel_table_offset;
     uint64_t table_nbytes; /* header, counters and tables, in whole pages: what must be reserved */
+    uint64_t channels_offset; /* of the first extent: right behind the tables */
     uint64_t slots_offset;
     uint64_t file_nbytes;
 } shmpool_geometry_t;
@@ -170,6 +252,7 @@ typedef struct {
     shmpool_slot_t *slots;
     shmpool_client_t *clients;
     uint8_t *pins;
+    shmpool_channel_t *channels;
     uint32_t me;    /* my client index */
     uint64_t nonce; /* what my client entry must say for as long as I am believed to be alive */
 } shmpool_t;
@@ -195,6 +278,12 @@ static inline uint32_t shmpool_layout_stamp(void) {
     h = shmpool_fnv(h, offsetof(shmpool_slot_t, shape));
     h = shmpool_fnv(h, offsetof(shmpool_slot_t, dtype));
     h = shmpool_fnv(h, offsetof(shmpool_client_t, label));
+    h = shmpool_fnv(h, sizeof(shmpool_channel_t));
+    h = shmpool_fnv(h, offsetof(shmpool_channel_t, tail));
+    h = shmpool_fnv(h, offsetof(shmpool_channel_t, attach_high_water));
+    h = shmpool_fnv(h, sizeof(shmpool_cell_t));
+    h = shmpool_fnv(h, offsetof(shmpool_cell_t, data_nbytes));
+    h = shmpool_fnv(h, SHMPOOL_PAYLOAD_OFFSET);
     h = shmpool_fnv(h, SHMPOOL_MAX_NDIM);
     h = shmpool_fnv(h, SHMPOOL_TAIL);
     h = shmpool_fnv(h, sizeof(void *));
@@ -213,13 +302,21 @@ static inline uint32_t shmpool_crc32(const uint8_t *data, size_t nbytes) {
 
 /* Offsets from the four numbers that define a pool. SHMPOOL_EINVAL when they make no sense or
  * overflow; limits are checked before anything is multiplied. */
-static inline int shmpool_geometry_init(shmpool_geometry_t *g, uint64_t slot_nbytes,
-                                        const uint32_t region_slots[SHMPOOL_N_REGIONS],
-                                        uint32_t max_clients) {
+static inline int shmpool_geometry_init_all(shmpool_geometry_t *g, uint64_t slot_nbytes,
+                                            const uint32_t region_slots[SHMPOOL_N_REGIONS],
+                                            uint32_t max_clients, uint32_t max_channels,
+                                            uint64_t channel_nbytes) {
     memset(g, 0, sizeof *g);
     if (slot_nbytes == 0 || slot_nbytes % SHMPOOL_PAGE != 0 || slot_nbytes > (UINT64_C(1) << 46))
         return SHMPOOL_EINVAL;
     if (max_clients == 0 || max_clients > SHMPOOL_MAX_CLIENTS)
+        return SHMPOOL_EINVAL;
+    if (max_channels > SHMPOOL_MAX_CHANNELS)
+        return SHMPOOL_EINVAL;
+    if (max_channels == 0 ? channel_nbytes != 0
+                          : channel_nbytes % SHMPOOL_PAGE != 0 ||
+                                channel_nbytes < SHMPOOL_PAYLOAD_OFFSET + SHMPOOL_PAGE ||
+                                channel_nbytes > (UINT64_C(1) << 40))
         return SHMPOOL_EINVAL;
     for (int r = 0; r < SHMPOOL_N_REGIONS; r++) {
         if (region_slots[r] > SHMPOOL_MAX_SLOTS)
@@ -236,11 +333,23 @@ static inline int shmpool_geometry_init(shmpool_geometry_t *g, uint64_t slot_nby
     g->pin_table_offset = g->client_table_offset + (uint64_t)max_clients * sizeof(shmpool_client_t);
     g->pin_stride = ((uint64_t)max_clients * 4 + 63) / 64 * 64;
     uint64_t align = slot_nbytes >= SHMPOOL_HUGE_PAGE ? SHMPOOL_HUGE_PAGE : SHMPOOL_PAGE;
-    uint64_t end = g->pin_table_offset + g->n_slots * g->pin_stride;
+    g->max_channels = max_channels;
+    g->channel_nbytes = channel_nbytes;
+    g->channel_table_offset = g->pin_table_offset + g->n_slots * g->pin_stride;
+    uint64_t end = g->channel_table_offset + (uint64_t)max_channels * sizeof(shmpool_channel_t);
     g->table_nbytes = (end + SHMPOOL_PAGE - 1) / SHMPOOL_PAGE * SHMPOOL_PAGE;
+    g->channels_offset = g->table_nbytes;
+    end = g->channels_offset + max_channels * channel_nbytes;
     g->slots_offset = (end + align - 1) / align * align;
     g->file_nbytes = g->slots_offset + g->n_slots * slot_nbytes;
     return g->file_nbytes > (uint64_t)INT64_MAX ? SHMPOOL_EINVAL : SHMPOOL_OK;
+}
+
+/* A pool without channels. */
+static inline int shmpool_geometry_init(shmpool_geometry_t *g, uint64_t slot_nbytes,
+                                        const uint32_t region_slots[SHMPOOL_N_REGIONS],
+                                        uint32_t max_clients) {
+    return shmpool_geometry_init_all(g, slot_nbytes, region_slots, max_clients, 0, 0);
 }
 
 static inline uint32_t shmpool_header_crc(const shmpool_header_t *h) {
@@ -268,6 +377,9 @@ static inline void shmpool_header_fill(shmpool_header_t *h, const shmpool_geomet
     h->slots_offset = g->slots_offset;
     h->file_nbytes = g->file_nbytes;
     h->created_ns = created_ns;
+    h->max_channels = g->max_channels;
+    h->channel_kib = (uint32_t)(g->channel_nbytes / 1024);
+    h->channel_table_offset = g->channel_table_offset;
     h->epoch = 0; /* its creator, being alone, makes it 1 */
     h->header_crc = shmpool_header_crc(h);
 }
@@ -286,11 +398,13 @@ static inline int shmpool_header_check(const shmpool_header_t *h, uint64_t file_
         return SHMPOOL_ENOTREADY;
     if (h->init_state != SHMPOOL_READY || h->header_crc != shmpool_header_crc(h))
         return SHMPOOL_ECORRUPT;
-    if (shmpool_geometry_init(g, h->slot_nbytes, h->region_slots, h->max_clients) != SHMPOOL_OK)
+    if (shmpool_geometry_init_all(g, h->slot_nbytes, h->region_slots, h->max_clients,
+                                  h->max_channels, (uint64_t)h->channel_kib * 1024) != SHMPOOL_OK)
         return SHMPOOL_ECORRUPT;
     if (g->client_table_offset != h->client_table_offset ||
         g->pin_table_offset != h->pin_table_offset || g->pin_stride != h->pin_stride ||
-        g->slots_offset != h->slots_offset || g->file_nbytes != h->file_nbytes)
+        g->channel_table_offset != h->channel_table_offset || g->slots_offset != h->slots_offset ||
+        g->file_nbytes != h->file_nbytes)
         return SHMPOOL_ECORRUPT;
     if (file_nbytes < g->file_nbytes)
         return SHMPOOL_ETRUNCATED;
@@ -306,6 +420,7 @@ static inline void shmpool_bind(shmpool_t *p, const shmpool_geometry_t *g, uint8
     p->slots = (shmpool_slot_t *)(base + 2 * SHMPOOL_PAGE);
     p->clients = (shmpool_client_t *)(base + g->client_table_offset);
     p->pins = base + g->pin_table_offset;
+    p->channels = (shmpool_channel_t *)(base + g->channel_table_offset);
 }
 
 static inline uint8_t *shmpool_slot_data(const shmpool_t *p, uint32_t slot) {

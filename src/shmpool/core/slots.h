@@ -374,6 +374,8 @@ static inline int shmpool_give(const shmpool_t *p, uint32_t slot, uint64_t gener
     return SHMPOOL_EGONE;
 }
 
+static inline void shmpool_channels_heal(const shmpool_t *p, uint32_t client); /* channel.h */
+
 /* Free everything that `client` held. The caller has PROOF that the client is dead and that its
  * index cannot be handed out meanwhile: a lock on byte 64 + client, shared (a cleaner) or exclusive
  * (the newcomer who takes the index). Idempotent; any number of callers; each may die or stop
@@ -389,6 +391,8 @@ static inline void shmpool_reclaim(const shmpool_t *p, uint32_t client) {
             shmpool_store32(cell, 0);
     }
     SHMPOOL_FAILPOINT("reclaim.pins_cleared");
+    shmpool_channels_heal(p, client);
+    SHMPOOL_FAILPOINT("reclaim.channels_healed");
     for (uint32_t i = 0; i < n; i++) {
         shmpool_slot_t *s = &p->slots[i];
         uint64_t w = shmpool_load64(&s->word);
@@ -450,5 +454,7 @@ static inline void shmpool_client_leave(const shmpool_t *p) {
     if (!shmpool_evicted(p))
         shmpool_reclaim(p, p->me);
 }
+
+#include "channel.h"
 
 #endif

@@ -5,15 +5,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "linux_wait.h"
 
 #ifndef F_OFD_SETLK
 #define F_OFD_SETLK 37
@@ -22,12 +20,6 @@
 #define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
 #endif
-
-static inline uint64_t shmpool_os_monotonic_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 /* Lock, convert or unlock one byte of an open file description, without waiting. A byte of one's
  * own never conflicts: callers keep their own bytes apart. */
@@ -81,17 +73,6 @@ static inline int shmpool_os_populate(void *address, uint64_t nbytes, int write)
         if (errno != EINTR && errno != EAGAIN)
             return -errno;
     }
-}
-
-/* Sleep until *word differs from `expected`, somebody wakes us, or the time is over. Returning
- * early is always allowed. The futex is not private: its key is the file's page. */
-static inline void shmpool_os_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns) {
-    struct timespec t = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
-    syscall(SYS_futex, word, FUTEX_WAIT, expected, &t, NULL, 0);
-}
-
-static inline void shmpool_os_wake(uint32_t *word) {
-    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
 static inline uint64_t shmpool_os_pid_namespace(void) {
@@ -155,6 +136,9 @@ static void shmpool_os_install_fork_handler(void) {
 static inline uint32_t shmpool_os_fork_count(void) {
     return __atomic_load_n(&shmpool_os_forks, __ATOMIC_RELAXED);
 }
+
+/* Where that number is, for other modules of this process. */
+static inline const uint32_t *shmpool_os_fork_counter(void) { return &shmpool_os_forks; }
 
 /* Register a descriptor for closing in forked children; its ticket (> 0), or -EMFILE. */
 static inline int64_t shmpool_os_own(int fd) {
