@@ -267,8 +267,8 @@ cdef object _raise(int rc, str what):
     if rc == SHMPOOL_ESTALE:
         raise errors.StaleHandleError(
             f"{what}: the slot was freed or handed out again since this handle was made.",
-            hint="an array is freed by free(), or when its owner closes the pool or ends: keep the owner until the reader "
-                 "is done, or give() the array away; free it once",
+            hint="an array is freed by free(), or when its owner closes the pool or ends: keep the owner until the "
+                 "reader is done, or give() the array away; free it once",
         )
     if rc == SHMPOOL_EEVICTED:
         raise errors.ClientEvictedError(
