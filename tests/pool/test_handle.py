@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 import shmpool
 from shmpool import Handle, Pool
 
+UUID = "00112233445566778899aabbccddeeff"
 FIELDS: dict[str, Any] = {
-    "pool": "00112233445566778899aabbccddeeff",
+    "pool": UUID,
     "slot": 3,
     "span": 2,
     "generation": 77,
