@@ -42,6 +42,26 @@ def test_table(run: Run, pool_path: Path) -> None:
     assert all(row.count("x") >= 3 for row in rows)
 
 
+def test_plot(run: Run, pool_path: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "hops.png"
+    result = run("bench", "--json", "--max-mib", "1", "--seconds", "0.3", "--plot", str(picture))
+    assert result.code == 0, result.err
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n")
+    assert len(result.data["sizes"]) == 3
+
+
+def test_plot_without_matplotlib(
+    pool_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before anything is measured."""
+    monkeypatch.setattr(bench.plot, "available", lambda: False)
+    monkeypatch.setattr(bench, "_run_all", lambda *_: pytest.fail("measured"))
+    picture = tmp_path / "hops.png"
+    assert bench.run(pool_path, as_json=True, max_mib=1, seconds=0.1, picture=picture) == 1
+    assert "pip install matplotlib" in capsys.readouterr().err
+    assert not picture.exists()
+
+
 def test_without_rich(run: Run, without_rich: dict[str, str]) -> None:
     result = run("bench", "--max-mib", "1", "--seconds", "0.3", **without_rich)
     assert len(result.data["sizes"]) == 3

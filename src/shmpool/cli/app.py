@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", parents=[common], help="measure this machine: pool against pipe and others")
     bench.add_argument("--max-mib", type=int, default=128, metavar="N", help="the largest array, in MiB (128)")
     bench.add_argument("--seconds", type=_seconds, default=20.0, metavar="S", help="how long to measure (20)")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="also draw the figures into a PNG (needs matplotlib)")
     return parser
 
 
@@ -110,7 +111,13 @@ def _dispatch(arguments: argparse.Namespace) -> int:
         return run_gc(path, as_json=arguments.json, remove=arguments.remove)
     from .bench import run as run_bench
 
-    return run_bench(path, as_json=arguments.json, max_mib=arguments.max_mib, seconds=arguments.seconds)
+    return run_bench(
+        path,
+        as_json=arguments.json,
+        max_mib=arguments.max_mib,
+        seconds=arguments.seconds,
+        picture=arguments.plot,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import ShmPoolError
 from ..pool import Pool
-from . import render
+from . import plot, render
 from .contenders import Contenders, serve
 
 if TYPE_CHECKING:
@@ -166,8 +166,11 @@ def _as_dict(results: Results) -> dict[str, Any]:
     }
 
 
-def run(path: Path, *, as_json: bool, max_mib: int, seconds: float) -> int:
-    """Measure with a temporary pool beside `path` and print the table."""
+def run(path: Path, *, as_json: bool, max_mib: int, seconds: float, picture: Path | None = None) -> int:
+    """Measure with a temporary pool beside `path` and print the table; draw it too if a file is named."""
+    if picture is not None and not plot.available():
+        print("shmpool: --plot needs matplotlib (pip install matplotlib)", file=sys.stderr)
+        return 1
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
@@ -178,11 +181,14 @@ def run(path: Path, *, as_json: bool, max_mib: int, seconds: float) -> int:
     console = None if as_json else render.console()
     try:
         if console is None:
-            render.print_json(_as_dict(_run_all(folder, largest, seconds, lambda _: None)))
-            return 0
-        with console.status(f"about {seconds:.0f} s") as status:
-            results = _run_all(folder, largest, seconds, status.update)
-        _show(console, results)
+            results = _run_all(folder, largest, seconds, lambda _: None)
+            render.print_json(_as_dict(results))
+        else:
+            with console.status(f"about {seconds:.0f} s") as status:
+                results = _run_all(folder, largest, seconds, status.update)
+            _show(console, results)
+        if picture is not None:
+            plot.draw(results, picture)
     except (EOFError, ConnectionError, TimeoutError) as error:
         if isinstance(error, (ShmPoolError, BrokenPipeError)):
             raise
