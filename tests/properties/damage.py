@@ -78,7 +78,7 @@ class Fuzzer:
             slot_nbytes=SLOT,
             max_clients=CLIENTS,
             max_channels=1,  # the file is read and written whole many times
-            channel_nbytes=327680,
+            channel_nbytes=1 << 19,
             prefault_nbytes=0,
             timeout=0,
             attach_timeout=0.2,
@@ -254,7 +254,9 @@ class FileFuzzer(Fuzzer):
             if name == "open":
                 return self.open()
             if name == "create":
-                return Pool.create(self.path, slot_nbytes=4096, max_channels=1, channel_nbytes=327680, prefault_nbytes=0)
+                return Pool.create(
+                    self.path, slot_nbytes=4096, max_channels=1, channel_nbytes=1 << 19, prefault_nbytes=0
+                )
             if name == "attach":
                 return Pool.attach(self.path, prefault_nbytes=0, attach_timeout=0.2)
             return Pool.remove(self.path)
