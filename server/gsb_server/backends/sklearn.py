@@ -59,11 +59,17 @@ class _ContextThreads(ThreadingBackend):  # type: ignore[misc]
         return super().submit(functools.partial(context.run, func), callback)
 
 
+# scikit-learn's packages import each other. Two threads that enter such a circle at different places do not wait for each
+# other (that would be a deadlock): one of them meets a half-made module and an ImportError.
+_importing = threading.Lock()
+
+
 @functools.cache
 def estimator_class(qualified: str) -> type:
     """Import a class by its name. The name comes from the allow-list, never straight from a request."""
     module, _, name = qualified.rpartition(".")
-    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+    with _importing:
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
 
 
 @functools.cache
