@@ -59,8 +59,8 @@ class _ContextThreads(ThreadingBackend):  # type: ignore[misc]
         return super().submit(functools.partial(context.run, func), callback)
 
 
-# scikit-learn's packages import each other. Two threads that enter such a circle at different places do not wait for each
-# other (that would be a deadlock): one of them meets a half-made module and an ImportError.
+# scikit-learn's packages import each other. Two threads that enter such a circle at different places do not wait for
+# each other (that would be a deadlock): one of them meets a half-made module and an ImportError.
 _importing = threading.Lock()
 
 
