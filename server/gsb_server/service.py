@@ -91,6 +91,8 @@ class Service:
         """Open the pool, choose the backend, start the workers and the watcher."""
         settings = self.settings
         warning_capture.install()
+        # A client in this very process may have left its transport behind; the server's is that of its settings.
+        ShmTransport.reset()
         ShmTransport.configure(
             path=settings.pool_path,
             slot_nbytes=settings.slot_nbytes,
