@@ -17,11 +17,11 @@ help:  ## this list
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo-installed: pyproject.toml setup.py $(wildcard src/shmpool/*.pyx) $(wildcard src/shmpool/*/*.h) | $(BIN)/python
+$(VENV)/.demo-installed: pyproject.toml setup.py $(wildcard src/shmpool/*.p[yx][xdi]) $(wildcard src/shmpool/*/*.h) | $(BIN)/python
 	$(PIP) install --quiet --editable '.[server]'
 	@touch $@
 
-$(VENV)/.dev-installed: pyproject.toml setup.py $(wildcard src/shmpool/*.pyx) $(wildcard src/shmpool/*/*.h) | $(BIN)/python
+$(VENV)/.dev-installed: pyproject.toml setup.py $(wildcard src/shmpool/*.p[yx][xdi]) $(wildcard src/shmpool/*/*.h) | $(BIN)/python
 	$(PIP) install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.demo-installed
 
@@ -38,7 +38,7 @@ lint: $(VENV)/.dev-installed  ## ruff, mypy --strict, stubtest, cython-lint, cla
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
-	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 src/shmpool/_core.pyx src/shmpool/_channel.pyx
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint --max-line-length 120 src/shmpool/_core.pyx src/shmpool/_channel.pyx src/shmpool/_native.pxd
 	$(BIN)/mypy src/shmpool python/gsb server/gsb_server
 	$(BIN)/python -m mypy.stubtest shmpool._core shmpool._channel --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest-allowlist.txt
 	$(BIN)/lint-imports

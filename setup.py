@@ -38,6 +38,7 @@ if os.environ.get("SHMPOOL_FAILPOINTS") == "1":
     macros.append(("SHMPOOL_FAILPOINTS", "1"))
 
 headers = [f"src/shmpool/{folder}/{name}" for folder in ("core", "os") for name in os.listdir(f"src/shmpool/{folder}")]
+headers += ["src/shmpool/_native.pxd", "src/shmpool/_dtype_cache.pxi"]
 
 
 def extension(name: str) -> Extension:

@@ -15,145 +15,15 @@ from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from ._native cimport *
+
 import json
 
 import numpy as np
 
 from . import _core, errors
-from .dtypes import dtype_to_text, text_to_dtype
 
 cnp.import_array()
-
-
-cdef extern from "core/failpoint.h" nogil:
-    void SHMPOOL_FAILPOINT(const char *label)
-
-cdef extern from "core/channel.h" nogil:
-    enum:
-        SHMPOOL_OK, SHMPOOL_EFULL, SHMPOOL_EEMPTY, SHMPOOL_ESTALE, SHMPOOL_EEVICTED, SHMPOOL_ECORRUPT
-        SHMPOOL_MAX_NDIM, SHMPOOL_MAX_CELLS, SHMPOOL_MAX_ATTACHMENTS, SHMPOOL_PAYLOAD_OFFSET
-        SHMPOOL_CHANNEL_NAME_NBYTES
-        SHMPOOL_ROLE_ATTACHED, SHMPOOL_ROLE_SENDS, SHMPOOL_ROLE_RECEIVES
-        SHMPOOL_BROADCAST, SHMPOOL_CHANNEL_FREE, SHMPOOL_CHANNEL_READY
-
-    ctypedef struct shmpool_geometry_t:
-        uint64_t slot_nbytes
-        uint32_t n_slots
-        uint32_t max_channels
-        uint64_t channel_nbytes
-        uint64_t channels_offset
-
-    ctypedef struct shmpool_counters_t:
-        uint32_t wake_seq
-
-    ctypedef struct shmpool_channel_t:
-        uint64_t word
-        uint32_t flags
-        uint32_t capacity
-        uint32_t cell_nbytes
-        uint32_t name_nbytes
-        uint64_t created_ns
-        char *name
-        uint64_t tail
-        uint64_t head
-        uint32_t recv_seq
-        uint32_t recv_waiters
-        uint32_t send_seq
-        uint32_t send_waiters
-
-    ctypedef struct shmpool_cell_t:
-        uint64_t word
-        uint64_t generation
-        uint32_t slot
-        uint32_t span
-        uint32_t meta_nbytes
-        uint32_t data_offset
-        uint64_t data_nbytes
-        uint64_t meta_offset
-
-    ctypedef struct shmpool_attachment_t:
-        uint64_t word
-
-    ctypedef struct shmpool_t:
-        shmpool_geometry_t geometry
-        shmpool_counters_t *counters
-        shmpool_channel_t *channels
-        uint32_t me
-
-    ctypedef struct shmpool_ring_t:
-        const shmpool_t *p
-        shmpool_channel_t *c
-        shmpool_attachment_t *attachments
-        uint32_t capacity
-        uint32_t cell_nbytes
-        uint32_t flags
-        uint32_t mine
-        uint64_t generation
-
-    uint64_t shmpool_load64(const uint64_t *p) noexcept
-    uint32_t shmpool_load32(const uint32_t *p) noexcept
-    uint32_t shmpool_relaxed32(const uint32_t *p) noexcept
-    void shmpool_store32(uint32_t *p, uint32_t v) noexcept
-    uint32_t shmpool_add32(uint32_t *p, uint32_t v) noexcept
-    uint64_t shmpool_word_generation(uint64_t w) noexcept
-    uint32_t shmpool_word_owner(uint64_t w) noexcept
-    uint32_t shmpool_word_state(uint64_t w) noexcept
-    uint8_t *shmpool_slot_data(const shmpool_t *p, uint32_t slot) noexcept
-    int shmpool_pin(const shmpool_t *p, uint32_t slot, uint64_t generation) noexcept
-    int shmpool_unpin(const shmpool_t *p, uint32_t slot) noexcept
-    int shmpool_free(const shmpool_t *p, uint32_t slot, uint64_t generation) noexcept
-    int shmpool_wake_needed(const shmpool_t *p) noexcept
-    int shmpool_evicted(const shmpool_t *p) noexcept
-    uint32_t shmpool_channel_high_water(const shmpool_t *p) noexcept
-    int shmpool_ring_bind(shmpool_ring_t *r, const shmpool_t *p, uint32_t index) noexcept
-    shmpool_cell_t *shmpool_ring_cell(const shmpool_ring_t *r, uint64_t position) noexcept
-    uint8_t *shmpool_ring_payload(const shmpool_ring_t *r, uint64_t position) noexcept
-    uint32_t shmpool_ring_attachments(const shmpool_ring_t *r) noexcept
-    int shmpool_ring_wake_needed(uint32_t *seq, uint32_t *waiters) noexcept
-    int shmpool_ring_claim(const shmpool_ring_t *r, uint64_t *position) noexcept
-    int shmpool_ring_entrust(const shmpool_ring_t *r, uint64_t position, uint32_t slot, uint32_t span,
-                             uint64_t generation) noexcept
-    int shmpool_ring_publish(const shmpool_ring_t *r, uint64_t position) noexcept
-    int shmpool_ring_bury(const shmpool_ring_t *r, uint64_t position, uint32_t owner) noexcept
-    int shmpool_ring_take(const shmpool_ring_t *r, uint64_t *position) noexcept
-    int shmpool_ring_redeem(const shmpool_ring_t *r, uint32_t slot, uint64_t generation) noexcept
-    int shmpool_ring_accept(const shmpool_ring_t *r, uint64_t position) noexcept
-    int shmpool_ring_give_back(const shmpool_ring_t *r, uint64_t position, uint32_t owner) noexcept
-    int shmpool_ring_rescue(const shmpool_ring_t *r) noexcept
-    int shmpool_ring_peek(const shmpool_ring_t *r, uint64_t *position) noexcept
-    int shmpool_ring_advance(const shmpool_ring_t *r, uint64_t position) noexcept
-    uint32_t shmpool_ring_count(const shmpool_ring_t *r) noexcept
-    int shmpool_ring_has_message(const shmpool_ring_t *r) noexcept
-    int shmpool_ring_has_room(const shmpool_ring_t *r) noexcept
-    int shmpool_ring_roomy(const shmpool_ring_t *r, uint64_t position) noexcept
-    int shmpool_ring_attach(shmpool_ring_t *r) noexcept
-    int shmpool_ring_attached(const shmpool_ring_t *r) noexcept
-    void shmpool_ring_declare(const shmpool_ring_t *r, uint32_t roles) noexcept
-    int shmpool_ring_deserted(const shmpool_ring_t *r, uint32_t role) noexcept
-    void shmpool_ring_detach(const shmpool_ring_t *r) noexcept
-    void shmpool_channel_make(const shmpool_t *p, uint32_t index, const char *name, uint32_t name_nbytes,
-                              uint32_t capacity, uint32_t cell_nbytes, uint32_t flags, uint64_t now_ns) noexcept
-    void shmpool_channels_sweep(const shmpool_t *p) noexcept
-
-cdef extern from "core/bridge.h" nogil:
-    const char *SHMPOOL_BRIDGE_NAME
-
-    ctypedef struct shmpool_bridge_t:
-        const shmpool_t *pool
-        const uint32_t *forks
-        uint32_t born
-        const int *closed
-
-cdef extern from "os/wait.h" nogil:
-    uint64_t shmpool_os_monotonic_ns() noexcept
-    void shmpool_os_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns) noexcept
-    void shmpool_os_wake(uint32_t *word) noexcept
-    void shmpool_os_yield() noexcept
-
-cdef extern from "numpy/arrayobject.h":
-    object PyArray_NewFromDescr(PyObject *subtype, cnp.dtype descr, int nd, const cnp.npy_intp *dims,
-                                const cnp.npy_intp *strides, void *data, int flags, object obj)
-    PyObject PyArray_Type "PyArray_Type"
 
 
 # Waiting (docs/channels.md, *Waking*; measured in docs/performance-notes.md).
@@ -181,31 +51,7 @@ cdef int FORM_ARRAY = 0
 cdef int FORM_DICT = 1
 cdef int FORM_LIST = 2
 
-cdef dict TEXT_OF_DTYPE = {}
-cdef dict DTYPE_OF_TEXT = {}
-cdef Py_ssize_t CACHE_LIMIT = 1024
-
-
-cdef inline cnp.dtype descr_of(cnp.ndarray array):
-    return <cnp.dtype><object><PyObject *>cnp.PyArray_DESCR(array)
-
-
-cdef bytes text_of(cnp.dtype dtype):
-    text = TEXT_OF_DTYPE.get(dtype)
-    if text is None:
-        text = dtype_to_text(dtype)
-        if dtype.metadata is None and len(TEXT_OF_DTYPE) < CACHE_LIMIT:
-            TEXT_OF_DTYPE[dtype] = text
-    return text
-
-
-cdef cnp.dtype dtype_of(bytes text):
-    dtype = DTYPE_OF_TEXT.get(text)
-    if dtype is None:
-        dtype = text_to_dtype(text)
-        if len(DTYPE_OF_TEXT) < CACHE_LIMIT:
-            DTYPE_OF_TEXT[text] = dtype
-    return dtype
+include "_dtype_cache.pxi"
 
 
 cdef inline uint64_t aligned(uint64_t value, uint64_t step) noexcept nogil:

@@ -18,166 +18,26 @@ from libc.errno cimport EBADF, EFBIG, EINTR, EMFILE, ENOSPC, ESTALE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from ._native cimport *
+
 import operator
 import struct
 
 import numpy as np
 
 from . import errors
-from .dtypes import dtype_to_text, text_to_dtype
 
 cnp.import_array()
 
 
-cdef extern from "core/failpoint.h" nogil:
-    void SHMPOOL_FAILPOINT(const char *label)
-
-cdef extern from "core/slots.h" nogil:
-    enum:
-        SHMPOOL_OK, SHMPOOL_EFULL, SHMPOOL_ESTALE, SHMPOOL_EEVICTED, SHMPOOL_ETOOLARGE, SHMPOOL_ECORRUPT
-        SHMPOOL_EMAGIC, SHMPOOL_EVERSION, SHMPOOL_ELAYOUT, SHMPOOL_ETRUNCATED, SHMPOOL_ENOTREADY
-        SHMPOOL_EINVAL, SHMPOOL_EGONE
-        SHMPOOL_READY, SHMPOOL_TAIL, SHMPOOL_FREE, SHMPOOL_SEALED, SHMPOOL_RETIRED
-        SHMPOOL_MAX_NDIM, SHMPOOL_LABEL_NBYTES, SHMPOOL_N_REGIONS, SHMPOOL_PAGE
-        SHMPOOL_FORMAT_VERSION, SHMPOOL_HUGE_PAGE, SHMPOOL_MAX_SLOTS, SHMPOOL_MAX_CLIENTS
-        SHMPOOL_MAX_CHANNELS, SHMPOOL_PAYLOAD_OFFSET, SHMPOOL_CUSTODY
-
-    Py_ssize_t SHMPOOL_DTYPE_NBYTES
-
-    ctypedef struct shmpool_header_t:
-        uint8_t magic[8]
-        uint32_t format_version
-        uint32_t layout_stamp
-        uint32_t init_state
-        uint8_t uuid[16]
-        uint64_t created_ns
-        uint64_t epoch
-
-    ctypedef struct shmpool_rotation_t "struct { uint64_t value; uint8_t pad[120]; }":
-        uint64_t value
-
-    ctypedef struct shmpool_counters_t:
-        shmpool_rotation_t rotation[3]
-        uint32_t wake_seq
-        uint32_t waiters
-        uint32_t client_high_water
-
-    ctypedef struct shmpool_slot_t:
-        uint64_t word
-        uint64_t link_generation
-        uint32_t link_slot
-        uint64_t reserved_nbytes
-        uint64_t claimed_ns
-        uint64_t sealed_ns
-        uint64_t nbytes
-        uint32_t span
-
-    ctypedef struct shmpool_client_t:
-        uint64_t nonce
-        uint64_t attached_ns
-        uint32_t pid
-        uint64_t pid_namespace
-        char label[128]
-
-    ctypedef struct shmpool_geometry_t:
-        uint32_t max_channels
-        uint64_t channel_nbytes
-        uint64_t channels_offset
-        uint64_t slot_nbytes
-        uint32_t region_slots[3]
-        uint32_t region_start[3]
-        uint32_t n_slots
-        uint32_t max_clients
-        uint64_t table_nbytes
-        uint64_t slots_offset
-        uint64_t file_nbytes
-
-    ctypedef struct shmpool_t:
-        shmpool_geometry_t geometry
-        uint8_t *base
-        shmpool_header_t *header
-        shmpool_counters_t *counters
-        shmpool_slot_t *slots
-        shmpool_client_t *clients
-        uint32_t me
-        uint64_t nonce
-
-    ctypedef struct shmpool_descriptor_t:
-        uint64_t nbytes
-        uint64_t data_offset
-        uint64_t dtype_offset
-        uint32_t span
-        uint16_t dtype_nbytes
-        uint8_t ndim
-        uint8_t order
-        int64_t shape[64]
-        char dtype[280]
-
-    uint64_t shmpool_load64(const uint64_t *p) noexcept
-    uint32_t shmpool_load32(const uint32_t *p) noexcept
-    uint64_t shmpool_relaxed64(const uint64_t *p) noexcept
-    uint32_t shmpool_relaxed32(const uint32_t *p) noexcept
-    void shmpool_set64(uint64_t *p, uint64_t v) noexcept
-    void shmpool_store32(uint32_t *p, uint32_t v) noexcept
-    void shmpool_raise64(uint64_t *p, uint64_t v) noexcept
-    uint64_t shmpool_add64(uint64_t *p, uint64_t v) noexcept
-    uint32_t shmpool_add32(uint32_t *p, uint32_t v) noexcept
-    int shmpool_geometry_init_all(shmpool_geometry_t *g, uint64_t slot_nbytes, const uint32_t *region_slots,
-                                  uint32_t max_clients, uint32_t max_channels, uint64_t channel_nbytes) noexcept
-    void shmpool_header_mark_creating(shmpool_header_t *h) noexcept
-    void shmpool_header_fill(shmpool_header_t *h, const shmpool_geometry_t *g, const uint8_t *uuid,
-                             uint64_t created_ns) noexcept
-    int shmpool_header_check(const shmpool_header_t *h, uint64_t file_nbytes, shmpool_geometry_t *g) noexcept
-    uint32_t shmpool_layout_stamp() noexcept
-    void shmpool_bind(shmpool_t *p, const shmpool_geometry_t *g, uint8_t *base) noexcept
-    uint8_t *shmpool_slot_data(const shmpool_t *p, uint32_t slot) noexcept
-    uint32_t *shmpool_pin_cell(const shmpool_t *p, uint32_t slot, uint32_t client) noexcept
-    uint64_t shmpool_word_generation(uint64_t w) noexcept
-    uint32_t shmpool_word_owner(uint64_t w) noexcept
-    uint32_t shmpool_word_state(uint64_t w) noexcept
-    uint32_t shmpool_high_water(const shmpool_t *p) noexcept
-    int shmpool_evicted(const shmpool_t *p) noexcept
-    int shmpool_wake_needed(const shmpool_t *p) noexcept
-    int shmpool_abort(const shmpool_t *p, uint32_t head, uint64_t generation, uint32_t span) noexcept
-    uint64_t shmpool_ticket(const shmpool_t *p, int region, uint32_t span) noexcept
-    int shmpool_claim(const shmpool_t *p, int region, uint32_t span, uint64_t ticket, uint64_t now_ns,
-                      uint32_t *head, uint64_t *generation) noexcept
-    int shmpool_holds(const shmpool_t *p, uint32_t head, uint64_t generation) noexcept
-    void shmpool_describe(const shmpool_t *p, uint32_t head, const shmpool_descriptor_t *d) noexcept
-    int shmpool_seal(const shmpool_t *p, uint32_t head, uint64_t generation, uint64_t now_ns) noexcept
-    int shmpool_pin(const shmpool_t *p, uint32_t slot, uint64_t generation) noexcept
-    int shmpool_unpin(const shmpool_t *p, uint32_t slot) noexcept
-    int shmpool_read_descriptor(const shmpool_t *p, uint32_t slot, shmpool_descriptor_t *d) noexcept
-    int shmpool_free(const shmpool_t *p, uint32_t slot, uint64_t generation) noexcept
-    int shmpool_give(const shmpool_t *p, uint32_t slot, uint64_t generation, uint32_t client,
-                     uint64_t nonce) noexcept
-    void shmpool_reclaim(const shmpool_t *p, uint32_t client) noexcept
-    void shmpool_client_enter(shmpool_t *p, uint32_t client, uint64_t nonce, uint64_t now_ns, uint32_t pid,
-                              uint64_t pid_namespace, const char *label) noexcept
-    void shmpool_client_leave(const shmpool_t *p) noexcept
-    int shmpool_channels_unswept(const shmpool_t *p) noexcept
-    void shmpool_channels_sweep(const shmpool_t *p) noexcept
-
-cdef extern from "core/bridge.h" nogil:
-    const char *SHMPOOL_BRIDGE_NAME
-
-    ctypedef struct shmpool_bridge_t:
-        const shmpool_t *pool
-        const uint32_t *forks
-        uint32_t born
-        const int *closed
-
 cdef extern from "os/os.h" nogil:
     enum:
         SHMPOOL_OS_REFUSED, SHMPOOL_LOCK_NONE, SHMPOOL_LOCK_SHARED, SHMPOOL_LOCK_EXCLUSIVE
-    uint64_t shmpool_os_monotonic_ns() noexcept
     int shmpool_os_lock(int fd, int64_t byte, int mode) noexcept
     int shmpool_os_reserve(int fd, uint64_t offset, uint64_t nbytes) noexcept
     int shmpool_os_map(int fd, uint64_t nbytes, void **base) noexcept
     void shmpool_os_unmap(void *base, uint64_t nbytes) noexcept
     int shmpool_os_populate(void *address, uint64_t nbytes, int write) noexcept
-    void shmpool_os_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns) noexcept
-    void shmpool_os_wake(uint32_t *word) noexcept
     uint64_t shmpool_os_pid_namespace() noexcept
     uint32_t shmpool_os_fork_count() noexcept
     const uint32_t *shmpool_os_fork_counter() noexcept
@@ -201,11 +61,6 @@ cdef extern from "core/copy.h" nogil:
 
 cdef extern from *:
     Py_ssize_t Py_REFCNT(PyObject *o)
-
-cdef extern from "numpy/arrayobject.h":
-    object PyArray_NewFromDescr(PyObject *subtype, cnp.dtype descr, int nd, const cnp.npy_intp *dims,
-                                const cnp.npy_intp *strides, void *data, int flags, object obj)
-    PyObject PyArray_Type "PyArray_Type"
 
 
 # One verdict for every wait: a lost wake-up or a death costs at most this much (docs/format.md, back-pressure).
@@ -235,31 +90,7 @@ REGIONS = ("input", "output", "scratch")
 STATES = ("free", "writing", "sealed", "retired", "tail")
 cdef dict REGION_INDEX = {name: index for index, name in enumerate(REGIONS)}
 
-cdef dict TEXT_OF_DTYPE = {}
-cdef dict DTYPE_OF_TEXT = {}
-cdef Py_ssize_t CACHE_LIMIT = 1024
-
-
-cdef inline cnp.dtype descr_of(cnp.ndarray array):
-    return <cnp.dtype><object><PyObject *>cnp.PyArray_DESCR(array)
-
-
-cdef bytes text_of(cnp.dtype dtype):
-    text = TEXT_OF_DTYPE.get(dtype)
-    if text is None:
-        text = dtype_to_text(dtype)
-        if dtype.metadata is None and len(TEXT_OF_DTYPE) < CACHE_LIMIT:
-            TEXT_OF_DTYPE[dtype] = text
-    return text
-
-
-cdef cnp.dtype dtype_of(bytes text):
-    dtype = DTYPE_OF_TEXT.get(text)
-    if dtype is None:
-        dtype = text_to_dtype(text)
-        if len(DTYPE_OF_TEXT) < CACHE_LIMIT:
-            DTYPE_OF_TEXT[text] = dtype
-    return dtype
+include "_dtype_cache.pxi"
 
 
 cdef object _raise(int rc, str what):
@@ -802,7 +633,6 @@ cdef class Core:
     cdef readonly bytes uuid
     cdef readonly Geometry geometry
     cdef readonly object default_timeout
-    cdef bint stop_warming
     cdef shmpool_bridge_t lent
 
     def __init__(self, Descriptor file not None, Descriptor lock_file not None, bytes lock_path not None,
@@ -931,7 +761,6 @@ cdef class Core:
                 self.detach()
             return
         self.closed = True
-        self.stop_warming = True
         cdef uint32_t slot
         cdef uint64_t word
         if self.attached:
@@ -972,11 +801,6 @@ cdef class Core:
     def epoch(self):
         self.check_open()
         return shmpool_load64(&self.p.header.epoch)
-
-    @property
-    def created_ns(self):
-        self.check_open()
-        return self.p.header.created_ns
 
     def counters(self):
         cdef uint64_t[3] values
@@ -1160,7 +984,7 @@ cdef class Core:
 
         New pages are populated, never reserved: a reservation of ours that fails would take back pages which the
         slot's owner has reserved and not touched yet, and the owner would meet a SIGBUS. What is populated is there for
-        good, so the mark may say so. Returns False when there was no memory, or after `stop_warm` or `close`.
+        good, so the mark may say so. Returns False when there was no memory, or after `close`.
         """
         self.check_open()
         cdef uint8_t *data = shmpool_slot_data(&self.p, slot)
@@ -1170,7 +994,7 @@ cdef class Core:
         nbytes = min(nbytes, self.p.geometry.slot_nbytes)
         self.live += 1
         try:
-            while at < nbytes and not self.stop_warming and not self.closed:
+            while at < nbytes and not self.closed:
                 piece = min(nbytes - at, PIECE_NBYTES)
                 with nogil:
                     rc = shmpool_os_populate(
@@ -1183,10 +1007,6 @@ cdef class Core:
             return at >= nbytes
         finally:
             self.release()
-
-    def stop_warm(self):
-        """Make a running `warm` return soon."""
-        self.stop_warming = True
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -1664,15 +1484,6 @@ cdef class Core:
                             shmpool_relaxed64(&c.attached_ns), (<bytes>label).decode("utf-8", "replace"),
                             self.is_alive(client, nonce)))
         return shmpool_os_monotonic_ns(), slots, clients
-
-    def word(self, uint32_t slot):
-        """(state, owner, generation) of one slot."""
-        self.check_open()
-        if slot >= self.p.geometry.n_slots:
-            raise IndexError(slot)
-        cdef uint64_t word = shmpool_load64(&self.p.slots[slot].word)
-        cdef uint32_t state = shmpool_word_state(word)
-        return (STATES[state] if state < 5 else "corrupt", shmpool_word_owner(word), shmpool_word_generation(word))
 
     def n_free(self, object region):
         """Free slots of a region at this moment."""

@@ -30,7 +30,7 @@ _LABEL = re.compile(r"""(?:SHMPOOL_FAILPOINT|\bfailpoint)\("([a-z_]+\.[a-z_]+)"\
 
 
 def _sources() -> list[Path]:
-    return sorted(path for path in SOURCES.rglob("*") if path.suffix in {".h", ".c", ".pyx", ".pxd", ".py"})
+    return sorted(path for path in SOURCES.rglob("*") if path.suffix in {".h", ".c", ".pyx", ".pxd", ".pxi", ".py"})
 
 
 def _labels() -> set[str]:

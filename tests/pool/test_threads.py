@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,18 +95,20 @@ def test_get_against_free(pools: list[Pool]) -> None:
     """A get either yields the whole array or says stale, whatever is put into the slot meanwhile."""
     latest: list[tuple[int, shmpool.Handle]] = []
     done = threading.Event()
+    seen: list[int] = []
 
     def write() -> None:
+        end = time.monotonic() + DEADLINE
+        number = 0
         try:
-            for number in range(400):
+            while number < 400 or (not seen and time.monotonic() < end):  # all 400 fit into one turn of this thread
+                number += 1
                 handle = pools[0].put(stamped(number, 8192))
                 latest.append((number, handle))
                 if len(latest) > 2:
                     pools[0].free(latest.pop(0)[1])
         finally:
             done.set()
-
-    seen = []
 
     def read(which: int) -> None:
         pool = pools[which % len(pools)]
