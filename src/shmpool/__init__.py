@@ -9,9 +9,10 @@ array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
 """
 
 from ._channel import Message
-from ._core import Geometry, Handle, Loan
+from ._core import Geometry, Handle, Loan, checksum
 from .channel import Channel, ChannelLoan
 from .errors import (
+    BufferLayoutError,
     ChannelClosedError,
     ChannelEmptyError,
     ChannelExistsError,
@@ -47,6 +48,7 @@ from .stat import ClientStat, PoolStat, SlotStat
 __version__ = "0.1.0"
 
 __all__ = [
+    "BufferLayoutError",
     "Channel",
     "ChannelClosedError",
     "ChannelEmptyError",
@@ -85,5 +87,6 @@ __all__ = [
     "TooManyClientsError",
     "UnsupportedDtypeError",
     "UnsupportedFilesystemError",
+    "checksum",
     "default_path",
 ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Types of the compiled layer; kept true by stubtest."""
 
+from mmap import mmap
 from types import TracebackType
 from typing import Any, Final, Literal, Self, final
 
@@ -21,6 +22,7 @@ LOCK_BYTE_CLIENTS: Final[int]
 REGIONS: Final[tuple[str, str, str]]
 STATES: Final[tuple[str, ...]]
 
+_Buffer = NDArray[Any] | bytes | bytearray | memoryview | mmap
 _Verdict = Literal["ok", "magic", "version", "layout", "creating", "truncated", "corrupt"]
 _RawSlot = tuple[str, int | None, int, int, int, int, int, int, int | None, dict[int, int]]
 _RawClient = tuple[int, int, int, int, int, str, bool]
@@ -33,6 +35,7 @@ def header_ready(geometry: Geometry, uuid: bytes, created_ns: int) -> bytes: ...
 def header_check(page: bytes, file_nbytes: int) -> tuple[_Verdict, Geometry | None, bytes, int, int]: ...
 def seconds(timeout: float) -> float: ...
 def copy_isa() -> Literal["avx512", "avx2", "sse2", "memcpy"]: ...
+def checksum(data: _Buffer, seed: int = 0) -> int: ...
 def fast_copy(target: NDArray[Any], source: NDArray[Any], n_threads: int = 0) -> None: ...
 
 @final

@@ -8,6 +8,7 @@ lives in Python. Its one door to exceptions is `_raise`.
 
 cimport cython
 cimport numpy as cnp
+from cpython.buffer cimport PyBUF_ANY_CONTIGUOUS, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize, PyBytes_Size
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -59,6 +60,12 @@ cdef extern from "core/copy.h" nogil:
     void shmpool_copy(void *dst, const void *src, size_t nbytes, int n_threads) noexcept
     shmpool_copy_kernel *shmpool_copy_find_kernel(shmpool_copy_isa isa) noexcept
 
+cdef extern from "core/hash.h" nogil:
+    ctypedef struct shmpool_hash_t:
+        uint64_t low
+        uint64_t high
+    shmpool_hash_t shmpool_hash(const void *data, size_t nbytes, uint64_t seed) noexcept
+
 cdef extern from *:
     Py_ssize_t Py_REFCNT(PyObject *o)
 
@@ -72,6 +79,8 @@ cdef uint64_t PIECE_NBYTES = 8 << 20
 # Below this, faulting the pages one by one is cheaper than asking the kernel for them (docs/performance-notes.md).
 cdef uint64_t POPULATE_NBYTES = 256 << 10
 cdef uint64_t DATA_ALIGN = 64
+# Hashing this much takes about a microsecond, which is what giving up the GIL and getting it back may cost.
+cdef uint64_t HASH_WITH_GIL_NBYTES = 16 << 10
 
 FORMAT_VERSION = SHMPOOL_FORMAT_VERSION
 PAGE_NBYTES = SHMPOOL_PAGE
@@ -1517,3 +1526,76 @@ def copy_isa():
         if shmpool_copy_find_kernel(isa) != NULL:
             return name
     return "memcpy"
+
+
+cdef object hash_bytes(const void *data, uint64_t nbytes, uint64_t seed):
+    cdef shmpool_hash_t found
+    if nbytes <= HASH_WITH_GIL_NBYTES:
+        found = shmpool_hash(data, nbytes, seed)
+    else:
+        with nogil:
+            found = shmpool_hash(data, nbytes, seed)
+    return (<object>found.high << 64) | <object>found.low
+
+
+def checksum(data, uint64_t seed=0):
+    """XXH3-128 of the bytes of an array or a buffer, as an integer.
+
+    Finds accidents: two contents that differ have the same checksum with a probability of 2**-128. It does not keep
+    out somebody who wants a collision.
+
+    Parameters
+    ----------
+    data : ndarray or bytes-like
+        Contiguous, in C or in Fortran order. What counts are the bytes as they lie in memory: dtype, shape and order
+        do not.
+    seed : int, default 0
+        0 to 2**64 - 1; another seed gives an unrelated checksum.
+
+    Returns
+    -------
+    int
+        0 to 2**128 - 1, the same on every machine and in every implementation of XXH3-128.
+
+    Raises
+    ------
+    BufferLayoutError
+        The bytes do not lie in one piece.
+    UnsupportedDtypeError
+        The array holds Python objects.
+
+    Notes
+    -----
+    Concurrency: any thread; the GIL is released from 16 KiB on. Somebody who writes to `data` meanwhile makes the
+    checksum meaningless.
+    Blocking: one pass over the bytes; figures are in ``docs/performance.md``.
+
+    Examples
+    --------
+    >>> import shmpool
+    >>> hex(shmpool.checksum(b"abc"))
+    '0x6b05ab6733a618578af5f94892f3950'
+    """
+    cdef cnp.ndarray array
+    cdef Py_buffer view
+    if isinstance(data, np.ndarray):
+        array = data
+        if array.dtype.hasobject:
+            raise errors.UnsupportedDtypeError(
+                f"an array of dtype {array.dtype} holds pointers, whose checksum means nothing.",
+                hint="convert it to a dtype of fixed size",
+            )
+        if not (cnp.PyArray_IS_C_CONTIGUOUS(array) or cnp.PyArray_IS_F_CONTIGUOUS(array)):
+            raise errors.BufferLayoutError(
+                f"the array of shape {data.shape} and strides {data.strides} does not lie in one piece.",
+                hint="numpy.ascontiguousarray(array) makes a copy that does",
+            )
+        return hash_bytes(cnp.PyArray_DATA(array), cnp.PyArray_NBYTES(array), seed)
+    try:
+        PyObject_GetBuffer(data, &view, PyBUF_ANY_CONTIGUOUS)
+    except BufferError as error:
+        raise errors.BufferLayoutError(f"the buffer does not lie in one piece: {error}") from None
+    try:
+        return hash_bytes(view.buf, view.len, seed)
+    finally:
+        PyBuffer_Release(&view)

@@ -18,6 +18,7 @@
     ├── TooManyClientsError    (OSError)            the client table is full
     ├── PayloadTooLargeError   (ValueError)         larger than the whole pool
     ├── UnsupportedDtypeError  (TypeError)          has no fixed-size bytes (object, string)
+    ├── BufferLayoutError      (ValueError)         the bytes to hash do not lie in one piece
     ├── HandleError            (ValueError)         malformed handle, or of another pool
     ├── StaleHandleError       (LookupError)        the slot has moved on, or was freed already
     ├── LoanError              (BufferError)        a loan is used after its end, or still has views
@@ -40,6 +41,7 @@ import errno
 from typing import Any
 
 __all__ = [
+    "BufferLayoutError",
     "ChannelClosedError",
     "ChannelEmptyError",
     "ChannelExistsError",
@@ -168,6 +170,10 @@ class PayloadTooLargeError(ShmPoolError, ValueError):
 
 class UnsupportedDtypeError(ShmPoolError, TypeError):
     """Elements of this dtype are not plain bytes, so they mean nothing in another process."""
+
+
+class BufferLayoutError(ShmPoolError, ValueError):
+    """The bytes of an array or buffer do not lie in one piece, and are needed so."""
 
 
 class HandleError(ShmPoolError, ValueError):

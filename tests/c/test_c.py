@@ -35,7 +35,7 @@ SEEDS = range(1, 101 if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else 2)
 
 # Not plain C, and compiled elsewhere: copy.h starts threads, failpoint_impl.h kills its process.
 NOT_ALONE = ("copy.h", "failpoint_impl.h")
-HEADERS = ("atomic.h", "bridge.h", "channel.h", "failpoint.h", "layout.h", "slots.h")
+HEADERS = ("atomic.h", "bridge.h", "channel.h", "failpoint.h", "hash.h", "layout.h", "slots.h")
 
 
 def compiler(*names: str) -> str:
