@@ -16,6 +16,7 @@ import pytest
 import sklearn
 from gsb.protocol import ESTIMATORS
 from gsb_server.backends.sklearn import SklearnBackend
+from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 
@@ -274,6 +275,16 @@ def test_sparse_results(peer: Any) -> None:
     answer = peer.ok("neighbors.NearestNeighbors", "kneighbors_graph", X, model=fitted["model"])
     graph = peer.decode(answer["result"])
     assert (graph != NearestNeighbors().fit(X).kneighbors_graph(X)).nnz == 0
+
+
+def test_sparse_input_of_compiled_loops_that_ask_for_writable_buffers(peer: Any) -> None:
+    from sklearn.cluster import KMeans
+
+    params = {"n_clusters": 3, "n_init": 1, "random_state": 0}
+    data = sparse.csr_matrix(np.random.default_rng(0).standard_normal((3000, 4)))
+    fitted = peer.ok("cluster.KMeans", "fit", data, params=params)
+    labels = peer.decode(peer.ok("cluster.KMeans", "predict", data, model=fitted["model"])["result"])
+    np.testing.assert_array_equal(labels, KMeans(**params).fit(data).predict(data))
 
 
 def test_several_large_arrays_in_one_answer(make_server: Any, make_peer: Any, busy: Any) -> None:

@@ -82,6 +82,10 @@ def _positional(cls: Any, method: str) -> tuple[str, ...]:
     return tuple(inspect.signature(getattr(cls, method)).parameters)[1:]
 
 
+# Types that neither are nor hold an array. A list of scalars is the common case, and can be long.
+_SCALARS = frozenset({bool, int, float, complex, str, bytes, type(None)})
+
+
 def _arrays(value: Any) -> Iterator[np.ndarray]:
     if isinstance(value, np.ndarray):
         yield value
@@ -89,9 +93,8 @@ def _arrays(value: Any) -> Iterator[np.ndarray]:
         for item in value.values():
             yield from _arrays(item)
     elif isinstance(value, (list, tuple)):
-        # A list of scalars is the common case, and can be long.
         for item in value:
-            if isinstance(item, (np.ndarray, list, tuple, dict)):
+            if type(item) not in _SCALARS:
                 yield from _arrays(item)
     elif type(value).__module__.startswith("scipy.sparse"):
         for name in ("data", "indices", "indptr", "row", "col", "offsets"):
@@ -106,7 +109,7 @@ def _private(value: Any) -> Any:
         return value.copy(order="K")
     if isinstance(value, dict):
         return {key: _private(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) and any(isinstance(i, (np.ndarray, list, tuple, dict)) for i in value):
+    if isinstance(value, (list, tuple)) and any(type(item) not in _SCALARS for item in value):
         return type(value)(_private(item) for item in value)
     if type(value).__module__.startswith("scipy.sparse"):
         return value.copy()
