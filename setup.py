@@ -37,8 +37,9 @@ if sys.platform != "win32":
 if os.environ.get("SHMPOOL_FAILPOINTS") == "1":
     macros.append(("SHMPOOL_FAILPOINTS", "1"))
 
-headers = [f"src/shmpool/{folder}/{name}" for folder in ("core", "os") for name in os.listdir(f"src/shmpool/{folder}")]
-headers += ["src/shmpool/_native.pxd", "src/shmpool/_dtype_cache.pxi"]
+depends = [f"src/shmpool/{folder}/{name}" for folder in ("core", "os") for name in os.listdir(f"src/shmpool/{folder}")]
+# also puts them into the source distribution: the compiler's sources are what Cython made of them
+depends += [f"src/shmpool/{name}" for name in ("_core.pyx", "_channel.pyx", "_native.pxd", "_dtype_cache.pxi")]
 
 
 def extension(name: str) -> Extension:
@@ -46,7 +47,7 @@ def extension(name: str) -> Extension:
         f"shmpool.{name}",
         sources=[f"src/shmpool/{name}.pyx"],
         include_dirs=["src/shmpool", np.get_include()],
-        depends=headers,
+        depends=depends,
         define_macros=macros,
         extra_compile_args=compile_args,
         extra_link_args=link_args,
