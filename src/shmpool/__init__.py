@@ -11,6 +11,7 @@ array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
 from ._channel import Message
 from ._core import Geometry, Handle, Loan, checksum
 from .channel import Channel, ChannelLoan
+from .channel_stat import ChannelStat, EndStat
 from .errors import (
     BufferLayoutError,
     ChannelClosedError,
@@ -56,10 +57,12 @@ __all__ = [
     "ChannelFullError",
     "ChannelLoan",
     "ChannelNotFoundError",
+    "ChannelStat",
     "ClientEvictedError",
     "ClientGoneError",
     "ClientId",
     "ClientStat",
+    "EndStat",
     "ForkedPoolError",
     "Geometry",
     "Handle",

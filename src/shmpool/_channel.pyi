@@ -14,11 +14,15 @@ MAX_NAME_NBYTES: Final[int]
 PAYLOAD_OFFSET: Final[int]
 ROLE_SENDS: Final[int]
 ROLE_RECEIVES: Final[int]
+ROLE_CURSOR: Final[int]
 BROADCAST: Final[int]
 
 _Arrays = NDArray[Any] | dict[str, NDArray[Any]]
 
-def list_channels(core: Core) -> list[tuple[int, str, int, int, int, int, list[tuple[int, int]]]]: ...
+_RawChannel = tuple[int, str, int, int, int, int, int, int, int, list[tuple[int, int, int]], bool]
+
+def find_channel(core: Core, name: str) -> tuple[int, int] | None: ...
+def snapshot_channels(core: Core) -> list[_RawChannel]: ...
 def make_channel(core: Core, name: bytes, capacity: int, cell_nbytes: int, flags: int, now_ns: int) -> int: ...
 def sweep_channels(core: Core) -> None: ...
 

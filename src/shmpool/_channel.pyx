@@ -45,6 +45,7 @@ MAX_NAME_NBYTES = SHMPOOL_CHANNEL_NAME_NBYTES
 PAYLOAD_OFFSET = SHMPOOL_PAYLOAD_OFFSET
 ROLE_SENDS = SHMPOOL_ROLE_SENDS
 ROLE_RECEIVES = SHMPOOL_ROLE_RECEIVES
+ROLE_CURSOR = SHMPOOL_ROLE_CURSOR
 BROADCAST = SHMPOOL_BROADCAST
 
 cdef int FORM_ARRAY = 0
@@ -156,27 +157,56 @@ cdef const shmpool_bridge_t *borrow(object capsule) except NULL:
     return <const shmpool_bridge_t *>PyCapsule_GetPointer(capsule, SHMPOOL_BRIDGE_NAME)
 
 
-def list_channels(object core):
-    """All channels of a pool: (index, name, capacity, cell_nbytes, flags, generation, roles of the attached)."""
+cdef object name_of(const shmpool_ring_t *r):
+    cdef uint32_t n = min(shmpool_relaxed32(&r.c.name_nbytes), <uint32_t>SHMPOOL_CHANNEL_NAME_NBYTES)
+    return PyBytes_FromStringAndSize(r.c.name, n).decode("utf-8", "replace")
+
+
+cdef inline bint is_ready(const shmpool_t *p, uint32_t index) noexcept:
+    return shmpool_word_state(shmpool_load64(&p.channels[index].word)) == SHMPOOL_CHANNEL_READY
+
+
+def find_channel(object core, str name):
+    """(index, flags) of the channel of that name, or None. The caller holds the channel lock."""
+    cdef const shmpool_bridge_t *lent = borrow(core.lend())
+    cdef shmpool_ring_t r
+    cdef uint32_t index
+    for index in range(shmpool_channel_high_water(lent.pool)):
+        if is_ready(lent.pool, index):
+            if shmpool_ring_bind(&r, lent.pool, index) != SHMPOOL_OK:
+                raise corrupt("channel record")
+            if name_of(&r) == name:
+                return index, r.flags
+    return None
+
+
+def snapshot_channels(object core):
+    """All channels of a pool, without the lock; each value is true at its own instant. For `channel_stat`.
+
+    (index, name, generation, flags, capacity, cell_nbytes, created_ns, tail, full cells, attachments, corrupt); an
+    attachment: (client, role, cursor).
+    """
     cdef const shmpool_bridge_t *lent = borrow(core.lend())
     cdef const shmpool_t *p = lent.pool
     cdef shmpool_ring_t r
-    cdef uint32_t index, i, n
+    cdef uint32_t index, i
     cdef uint64_t w
+    cdef bint damaged
     found = []
     for index in range(shmpool_channel_high_water(p)):
-        if shmpool_word_state(shmpool_load64(&p.channels[index].word)) != SHMPOOL_CHANNEL_READY:
+        if not is_ready(p, index):
             continue
-        if shmpool_ring_bind(&r, p, index) != SHMPOOL_OK:
-            raise corrupt("channel record")
-        n = min(shmpool_relaxed32(&r.c.name_nbytes), <uint32_t>SHMPOOL_CHANNEL_NAME_NBYTES)
-        name = PyBytes_FromStringAndSize(r.c.name, n).decode("utf-8", "replace")
-        roles = []
-        for i in range(shmpool_ring_attachments(&r)):
+        damaged = shmpool_ring_bind(&r, p, index) != SHMPOOL_OK
+        ends = []
+        for i in range(0 if damaged else shmpool_ring_attachments(&r)):
             w = shmpool_load64(&r.attachments[i].word)
             if w:
-                roles.append((shmpool_word_owner(w) - 1, shmpool_word_state(w)))
-        found.append((index, name, r.capacity, r.cell_nbytes, r.flags, r.generation, roles))
+                ends.append((shmpool_word_owner(w) - 1, shmpool_word_state(w), shmpool_word_generation(w)))
+        seen = (index, name_of(&r), r.generation, r.flags, r.capacity, r.cell_nbytes, r.c.created_ns,
+                shmpool_load64(&r.c.tail), 0 if damaged else shmpool_ring_count(&r), ends, damaged)
+        w = shmpool_load64(&r.c.word)
+        if shmpool_word_state(w) == SHMPOOL_CHANNEL_READY and shmpool_word_generation(w) == r.generation:
+            found.append(seen)
     return found
 
 

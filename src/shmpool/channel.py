@@ -263,7 +263,7 @@ class Channel(Ring):
             core.reclaim()  # a channel that only the dead are attached to is no more
             with _channels_locked(core, _LOCK_SECONDS):
                 _channel.sweep_channels(core)
-                record = _find(core, name)
+                record = _channel.find_channel(core, name)
                 created = record is None
                 if record is None:
                     flags = _channel.BROADCAST if broadcast else 0
@@ -275,7 +275,7 @@ class Channel(Ring):
                         )
                 else:
                     index = record[0]
-                    if bool(record[4] & _channel.BROADCAST) != broadcast:
+                    if bool(record[1] & _channel.BROADCAST) != broadcast:
                         kinds = ("a broadcast", "not a broadcast")
                         raise ChannelExistsError(f"channel {name!r} exists and is {kinds[bool(broadcast)]}.")
                 self = cls._join(found, name, index, role, region)
@@ -319,9 +319,9 @@ class Channel(Ring):
                 found._core.reclaim()
                 with _channels_locked(found._core, _LOCK_SECONDS):
                     _channel.sweep_channels(found._core)
-                    record = _find(found._core, name)
+                    record = _channel.find_channel(found._core, name)
                     if record is not None:
-                        if record[4] & _channel.BROADCAST and role is None:
+                        if record[1] & _channel.BROADCAST and role is None:
                             role = "recv"
                         self = cls._join(found, name, record[0], role, region)
                         break
@@ -367,7 +367,7 @@ class Channel(Ring):
             self._pool.reattach()
         core = self._pool._core
         with _channels_locked(core, _LOCK_SECONDS):
-            record = _find(core, self._name)
+            record = _channel.find_channel(core, self._name)
             if record is None:
                 raise ChannelNotFoundError(f"there is no channel {self._name!r} in {self._pool.path} any more.")
             self._recv_waiter = self._send_waiter = None
@@ -508,10 +508,3 @@ def _resolve(pool: Pool | str | os.PathLike[str] | None, *, create: bool) -> tup
     if create:
         return Pool.open(path, prefault_nbytes=0), True
     return Pool.attach(path, prefault_nbytes=0), True
-
-
-def _find(core: _core.Core, name: str) -> tuple[int, str, int, int, int, int, list[tuple[int, int]]] | None:
-    for record in _channel.list_channels(core):
-        if record[1] == name:
-            return record
-    return None

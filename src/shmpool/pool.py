@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from ._channel import snapshot_channels
 from ._core import Core, Geometry, Handle, Loan, fast_copy
 from .attach import Mode, attach, remove
 from .errors import UnsupportedDtypeError
@@ -498,8 +499,8 @@ class Pool:
         return self._core.reclaim()
 
     def stat(self) -> PoolStat:
-        """A snapshot: slots, owners, ages, pins, counters, bytes reserved, file system."""
-        return take_stat(self._core, str(self._path), self.filesystem)
+        """A snapshot: slots, owners, ages, pins, channels, counters, bytes reserved, file system."""
+        return take_stat(self._core, snapshot_channels(self._core), str(self._path), self.filesystem)
 
 
 def _attach_again(cls: type[Pool], path: str, timeout: float, prefault_nbytes: int) -> Pool:

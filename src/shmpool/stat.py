@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .channel_stat import ChannelStat, channel_stats
 from .errors import PoolFullError
 
 if TYPE_CHECKING:
     from . import _core
+    from ._channel import _RawChannel
 
 __all__ = ["ClientStat", "PoolStat", "SlotStat", "full_error", "take_stat"]
 
@@ -60,6 +63,7 @@ class PoolStat:
     used_slots: int
     slots: tuple[SlotStat, ...]
     clients: tuple[ClientStat, ...]
+    channels: tuple[ChannelStat, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The snapshot as JSON-able containers."""
@@ -98,8 +102,8 @@ def slots_and_clients(core: _core.Core) -> tuple[tuple[SlotStat, ...], tuple[Cli
     return tuple(slots), clients
 
 
-def take_stat(core: _core.Core, path: str, filesystem: str) -> PoolStat:
-    """A snapshot of the pool that `core` is attached to."""
+def take_stat(core: _core.Core, channels: Iterable[_RawChannel], path: str, filesystem: str) -> PoolStat:
+    """A snapshot of the pool that `core` is attached to, with the channels that it had a moment ago."""
     slots, clients = slots_and_clients(core)
     return PoolStat(
         path=path,
@@ -114,6 +118,7 @@ def take_stat(core: _core.Core, path: str, filesystem: str) -> PoolStat:
         used_slots=sum(slot.state != "free" for slot in slots),
         slots=slots,
         clients=clients,
+        channels=channel_stats(channels, {client.index: client.alive for client in clients}),
     )
 
 

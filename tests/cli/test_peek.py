@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.pools import small
-from helpers.processes import Child
+from helpers.processes import Child, Children
 
 import shmpool
 from shmpool.cli.peek import look
@@ -45,6 +45,43 @@ def test_sees_what_stat_sees(small_pool: shmpool.Pool) -> None:
         assert [client.alive for client in seen.stat.clients] == [True, True]
         del more
     del views, kept, loan
+
+
+def test_sees_the_channels_that_stat_sees(small_pool: shmpool.Pool, children: Children) -> None:
+    assert look(small_pool.path).stat.channels == small_pool.stat().channels == ()
+    with (
+        shmpool.Channel.open("frames", small_pool, 4) as frames,
+        shmpool.Channel.open("näws", small_pool, 3, broadcast=True, cell_nbytes=1024) as news,
+        shmpool.Channel.attach("näws", small_pool) as fast,
+        shmpool.Channel.attach("näws", small_pool),
+    ):
+        for number in range(3):
+            frames.send(np.zeros(number))
+            news.send(np.zeros(number))
+            fast.recv()
+        frames.recv()
+        child = children.start(
+            'end = shmpool.Channel.attach("frames", shmpool.Pool.attach(args[0]), role="send"); say(1); hear()',
+            small_pool.path,
+        )
+        child.hear()
+        assert look(small_pool.path).stat.channels == small_pool.stat().channels
+        child.kill()
+        seen, told = look(small_pool.path).stat.channels, small_pool.stat().channels
+        assert seen == told
+        queue, broadcast = seen
+        assert (queue.name, queue.broadcast, queue.capacity, queue.sent, queue.waiting) == ("frames", False, 4, 3, 2)
+        assert (queue.senders, queue.receivers, queue.dead) == (1, 1, 1)
+        assert [(end.alive, end.sends, end.receives, end.behind) for end in queue.ends] == [
+            (True, True, True, None),
+            (False, True, False, None),
+        ]
+        assert (broadcast.name, broadcast.broadcast, broadcast.cell_nbytes) == ("näws", True, 1024)
+        assert (broadcast.senders, broadcast.receivers, broadcast.sent, broadcast.waiting) == (1, 2, 3, 3)
+        assert [end.behind for end in broadcast.ends] == [None, 0, 3]
+        small_pool.reclaim()
+        assert look(small_pool.path).stat.channels[0].dead == 0
+    assert look(small_pool.path).stat.channels == ()
 
 
 def test_spans(small_pool: shmpool.Pool) -> None:

@@ -85,3 +85,33 @@ def test_without_rich(run: Run, small_pool: shmpool.Pool, without_rich: dict[str
     assert result.data["slot_nbytes"] == SLOT
     assert result.err == "shmpool: rich is not installed, so this is JSON. For tables: pip install 'shmpool[cli]'\n"
     assert run("stat", "--json", **without_rich).err == ""
+
+
+def test_channels(run: Run, small_pool: shmpool.Pool) -> None:
+    with (
+        shmpool.Channel.open("frames", small_pool, 4, role="send") as frames,
+        shmpool.Channel.open("news", small_pool, 8, broadcast=True),
+        shmpool.Channel.attach("news", small_pool),
+    ):
+        frames.send(np.zeros(3))
+        out = run("stat", COLUMNS="80").out
+        assert max(map(len, out.splitlines())) <= 80
+        rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+        assert rows["frames"][1:6] == ["queue", "1/4", "1", "0", "1"]
+        assert rows["news"][1:6] == ["broadcast", "0/8", "1", "1", "0"]
+        assert [channel["name"] for channel in run("stat", "--json").data["channels"]] == ["frames", "news"]
+    assert "frames" not in run("stat").out
+
+
+def test_corrupt_channel(run: Run, small_pool: shmpool.Pool) -> None:
+    with shmpool.Channel.open("frames", small_pool, 4):
+        table = int.from_bytes(small_pool.path.read_bytes()[120:128], "little")
+        with small_pool.path.open("r+b") as file:
+            file.seek(table + 12)
+            file.write((4097).to_bytes(4, "little"))
+        out = run("stat").out
+        assert "corrupt" in out
+        assert "A channel's record is damaged" in out
+        with small_pool.path.open("r+b") as file:
+            file.seek(table + 12)
+            file.write((4).to_bytes(4, "little"))

@@ -23,7 +23,7 @@ from helpers.processes import DEADLINE, Child
 
 import shmpool
 from shmpool.cli.peek import look
-from shmpool.cli.top import Frame, leak_suspects, rates
+from shmpool.cli.top import Frame, channel_rates, leak_suspects, rates
 
 Run = Callable[..., Any]
 
@@ -39,6 +39,20 @@ def test_rates(small_pool: shmpool.Pool) -> None:
     assert set(rates(Frame(now, other, 2.0)).values()) == {None}, "the pool was made anew: nothing to compare with"
 
 
+def test_channel_rates(small_pool: shmpool.Pool) -> None:
+    with shmpool.Channel.open("frames", small_pool, 8) as frames:
+        before = look(small_pool.path)
+        for _ in range(5):
+            frames.send(np.zeros(3))
+        with shmpool.Channel.open("later", small_pool, 8):
+            now = look(small_pool.path)
+            assert channel_rates(Frame(now, before, 2.0)) == {0: 2.5, 1: None}
+            assert channel_rates(Frame(now, None, 2.0)) == {0: None, 1: None}
+    with shmpool.Channel.open("another", small_pool, 8):
+        now = look(small_pool.path)
+        assert channel_rates(Frame(now, before, 2.0)) == {0: None}, "the same place, another channel"
+
+
 def test_leak_suspects(small_pool: shmpool.Pool) -> None:
     lone = small_pool.put(np.zeros(3))
     read = small_pool.put(np.zeros(3))
@@ -52,6 +66,8 @@ def test_leak_suspects(small_pool: shmpool.Pool) -> None:
 def test_once(run: Run, holder: Child, small_pool: shmpool.Pool) -> None:
     time.sleep(0.02)
     young = small_pool.put(np.zeros(3))
+    channel = shmpool.Channel.open("frames", small_pool, 4)
+    channel.send(np.zeros(3))
     result = run("top", "--once", "--interval", "0.05", "--leak-after", "0.01", COLUMNS="80")
     assert result.code == 0
     lines = result.out.splitlines()
@@ -60,6 +76,9 @@ def test_once(run: Run, holder: Child, small_pool: shmpool.Pool) -> None:
     assert slots == ["0-1", "4", "6", str(young.slot)], "longest held first"
     assert "slots 5/8" in result.out
     assert "nobody: a leak?" in result.out
+    frames = next(line.split() for line in lines if line.startswith("frames"))
+    assert frames == ["frames", "queue", "1/4", "1", "0", "0/s"]
+    channel.close()
 
 
 def test_json_line(run: Run, small_pool: shmpool.Pool) -> None:
@@ -68,6 +87,7 @@ def test_json_line(run: Run, small_pool: shmpool.Pool) -> None:
     assert result.out.count("\n") == 1
     assert result.data["leak_suspects"] == [handle.slot]
     assert result.data["rates"] == {"input": 0.0, "output": 0.0, "scratch": 0.0}
+    assert result.data["channel_rates"] == {}
 
 
 def test_json_goes_on(env: dict[str, str], small_pool: shmpool.Pool) -> None:
@@ -118,12 +138,18 @@ def test_live_screen(env: dict[str, str], small_pool: shmpool.Pool) -> None:
         stderr=theirs,
         start_new_session=True,
     )
-    os.close(theirs)
     try:
         screen = read_until(ours, b"every slot is free")
         assert b"\x1b[?1049h" in screen, "its own screen, so that the shell's is left as it was"
         handles = [small_pool.put(np.zeros(3), region="scratch" if n > 3 else "input") for n in range(6)]
         read_until(ours, b"and 2 younger")  # twelve lines of terminal hold four slots
+        channels = [shmpool.Channel.open(f"frames{n}", small_pool, 4) for n in range(3)]
+        read_until(ours, b"channels 3")
+        ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 16, 80, 0, 0))
+        assert b"frames0" in read_until(ours, b"and 2 slower")
+        read_until(ours, b"and 3 younger")
+        for channel in channels:
+            channel.close()
         for handle in handles:
             small_pool.free(handle)
         read_until(ours, b"every slot is free")
@@ -133,4 +159,5 @@ def test_live_screen(env: dict[str, str], small_pool: shmpool.Pool) -> None:
     finally:
         process.kill()
         process.wait()
+        os.close(theirs)
         os.close(ours)

@@ -26,6 +26,7 @@ from ..errors import PoolBusyError, PoolCorruptedError, PoolNotFoundError, PoolP
 from ..paths import check_owner, lock_path
 from ..space import mount_of
 from ..stat import ClientStat, PoolStat, SlotStat, take_stat
+from .peek_channels import read_channels
 
 if TYPE_CHECKING:
     from .._core import Geometry, _RawClient, _RawSlot
@@ -167,6 +168,7 @@ class Lookout:
             return data
 
         self._tables = read(clients_at, 0)
+        self.channels = read_channels(read, self._tables, self.geometry)
         (high,) = _U32.unpack_from(self._tables, _HIGH_WATER_OFFSET)
         self._high = min(high, n_clients)
         self._clients = read(self._high * _CLIENT_NBYTES, clients_at)
@@ -254,5 +256,5 @@ def look(path: Path) -> Look:
         As :meth:`Pool.attach`.
     """
     seen = Lookout(path)
-    stat = take_stat(cast("_core.Core", seen), str(path), mount_of(path).filesystem)
+    stat = take_stat(cast("_core.Core", seen), seen.channels, str(path), mount_of(path).filesystem)
     return Look(stat=stat, created=seen.created, in_use=seen.in_use, opening=seen.opening, lock_lost=seen.lock_lost)

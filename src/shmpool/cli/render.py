@@ -8,12 +8,13 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ..channel_stat import ChannelStat
 from ..stat import ClientStat, SlotStat
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
-__all__ = ["STATE_STYLES", "age", "console", "print_json", "program", "size", "span", "who"]
+__all__ = ["STATE_STYLES", "age", "channel_cells", "console", "print_json", "program", "size", "span", "who"]
 
 STATE_STYLES = {
     "free": "dim",
@@ -96,3 +97,20 @@ def who(index: int | None, clients: dict[int, ClientStat]) -> str:
 def span(slot: SlotStat, n_slots: int) -> str:
     """``7``, or ``4-6`` for an array over several slots."""
     return str(slot.slot) if n_slots <= 1 else f"{slot.slot}-{slot.slot + n_slots - 1}"
+
+
+def channel_cells(channel: ChannelStat) -> list[RenderableType]:
+    """Name, kind, waiting, senders, receivers, dead: what every table of channels begins with."""
+    from rich.text import Text
+
+    if channel.corrupt:
+        return [channel.name, Text("corrupt", style="bold red"), "", "", "", ""]
+    full = channel.waiting >= channel.capacity
+    return [
+        channel.name,
+        "broadcast" if channel.broadcast else "queue",
+        Text(f"{channel.waiting}/{channel.capacity}", style="bold red" if full else ""),
+        str(channel.senders),
+        str(channel.receivers),
+        Text(str(channel.dead), style="bold red") if channel.dead else "",
+    ]

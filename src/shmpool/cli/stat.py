@@ -140,8 +140,33 @@ def _clients(seen: Look) -> RenderableType:
     return table
 
 
+def _channels(seen: Look) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
+    table.add_column("channel", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("kind", no_wrap=True)
+    for title in ("waiting", "senders", "receivers", "dead", "sent", "cell", "age"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for channel in seen.stat.channels:
+        table.add_row(
+            *render.channel_cells(channel),
+            str(channel.sent),
+            render.size(channel.cell_nbytes),
+            render.age(max(0.0, time.time() - channel.created)),
+        )
+    return table
+
+
 def _advice(console: Console, seen: Look) -> None:
     held = seen.held_by_dead
+    if any(channel.corrupt for channel in seen.stat.channels):
+        console.print(
+            "A channel's record is damaged: something else has written to the pool file. End the processes that use "
+            "this pool, then `python -m shmpool gc --remove`.",
+            style="bold red",
+        )
     if held:
         console.print(
             f"{len(held)} slot(s) are held by dead processes. The next claim that needs one frees them; "
@@ -169,6 +194,9 @@ def run(path: Path, *, as_json: bool, every_slot: bool) -> int:
     console.print()
     if seen.stat.clients:
         console.print(_clients(seen))
+        console.print()
+    if seen.stat.channels:
+        console.print(_channels(seen))
         console.print()
     _advice(console, seen)
     return 0

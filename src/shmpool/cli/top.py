@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-__all__ = ["Frame", "leak_suspects", "rates", "run"]
+__all__ = ["Frame", "channel_rates", "leak_suspects", "rates", "run"]
 
 _NO_LIVE = "shmpool: top needs rich: pip install 'shmpool[cli]'. Or `top --json`: one line per look."
+
+# Lines of slots from which on there is room for channels too.
+_LEAST_FOR_BOTH = 7
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,18 @@ def rates(frame: Frame) -> dict[str, float | None]:
     return {region: ((value - old.counters[region]) % 2**64) / frame.seconds for region, value in new.counters.items()}
 
 
+def channel_rates(frame: Frame) -> dict[int, float | None]:
+    """Messages sent per second since the look before, by channel index; None for a channel that was not there then."""
+    old = frame.before.stat if frame.before else None
+    same = old is not None and old.uuid == frame.now.stat.uuid and frame.seconds > 0
+    sent = {(c.index, c.generation): c.sent for c in old.channels} if old is not None and same else {}
+    found: dict[int, float | None] = {}
+    for channel in frame.now.stat.channels:
+        before = sent.get((channel.index, channel.generation))
+        found[channel.index] = None if before is None else ((channel.sent - before) % 2**48) / frame.seconds
+    return found
+
+
 def leak_suspects(seen: Look, leak_after: float) -> set[int]:
     """Slots with a sealed array that nobody reads, for longer than `leak_after` seconds.
 
@@ -58,6 +73,10 @@ def _rows(seen: Look) -> list[SlotStat]:
     return sorted(held, key=lambda slot: (-(slot.age or 0.0), slot.slot))
 
 
+def _per_second(rate: float | None) -> str:
+    return ("-" if rate is None else f"{rate:.0f}" if rate >= 10 or rate == 0 else f"{rate:.1f}") + "/s"
+
+
 def _title(frame: Frame, suspects: set[int]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
@@ -71,6 +90,7 @@ def _title(frame: Frame, suspects: set[int]) -> RenderableType:
         f"  memory {render.size(stat.reserved_nbytes)}",
         f"  clients {len(stat.clients) - dead}",
         (f" + {dead} dead", "bold red") if dead else "",
+        f"  channels {len(stat.channels)}" if stat.channels else "",
         (f"  leak suspects {len(suspects)}", "bold yellow") if suspects else "",
         no_wrap=True,
         overflow="ellipsis",
@@ -79,11 +99,10 @@ def _title(frame: Frame, suspects: set[int]) -> RenderableType:
     for region, rate in rates(frame).items():
         of_region = [slot for slot in stat.slots if slot.region == region]
         used = sum(slot.state != "free" for slot in of_region)
-        per_second = "-" if rate is None else f"{rate:.0f}" if rate >= 10 or rate == 0 else f"{rate:.1f}"
         full = used == len(of_region) and used > 0
         speed.append(f"{region} ")
         speed.append(f"{used}/{len(of_region)}", style="bold red" if full else "bold")
-        speed.append(f" {per_second}/s   ")
+        speed.append(f" {_per_second(rate)}   ")
     return Group(head, use, speed)
 
 
@@ -130,19 +149,49 @@ def _table(frame: Frame, suspects: set[int], limit: int | None) -> Table:
     return table
 
 
+def _channels(frame: Frame, limit: int | None) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=True)
+    table.add_column("channel", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("kind", no_wrap=True)
+    for title in ("waiting", "senders", "receivers", "dead", "messages"):
+        table.add_column(title, justify="right", no_wrap=True)
+    speed = channel_rates(frame)
+    channels = frame.now.stat.channels
+    if limit is not None and len(channels) > limit:
+        busy = sorted(channels, key=lambda channel: -(speed[channel.index] or 0.0))[: max(1, limit - 1)]
+        table.caption = f"and {len(channels) - len(busy)} slower"
+        table.caption_justify = "left"
+        channels = tuple(channel for channel in channels if channel in busy)
+    for channel in channels:
+        table.add_row(*render.channel_cells(channel), _per_second(speed[channel.index]))
+    return table
+
+
 def _picture(frame: Frame, leak_after: float, height: int | None) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
     suspects = leak_suspects(frame.now, leak_after)
     # title 3, blank, head and rule of the table, caption, and a line to spare
-    limit = None if height is None else max(1, height - 8)
-    return Group(_title(frame, suspects), Text(), _table(frame, suspects, limit))
+    room = None if height is None else max(1, height - 8)
+    channels = len(frame.now.stat.channels)
+    if not channels or (room is not None and room < _LEAST_FOR_BOTH):
+        return Group(_title(frame, suspects), Text(), _table(frame, suspects, room))
+    if room is None:
+        return Group(_title(frame, suspects), Text(), _channels(frame, None), Text(), _table(frame, suspects, None))
+    left = room - 3  # a second table has a head, a rule and a blank line too; at most half of the rest is the channels'
+    shown = min(channels, left // 2)
+    slots = _table(frame, suspects, left - shown)
+    return Group(_title(frame, suspects), Text(), _channels(frame, shown), Text(), slots)
 
 
 def _json_line(frame: Frame, leak_after: float) -> None:
     data = as_dict(frame.now)
     data["rates"] = rates(frame)
+    data["channel_rates"] = channel_rates(frame)
     data["leak_suspects"] = sorted(leak_suspects(frame.now, leak_after))
     render.print_json(data, indent=None)
 
@@ -154,7 +203,7 @@ def _pair(path: Path, interval: float) -> Frame:
     return Frame(now, before, time.monotonic() - start)
 
 
-def _pictures(path: Path, interval: float, leak_after: float, height: int | None) -> Iterator[RenderableType]:
+def _pictures(path: Path, interval: float, leak_after: float, console: Console) -> Iterator[RenderableType]:
     """A picture per interval, until the pool is gone: then PoolNotFoundError."""
     from rich.text import Text
 
@@ -171,6 +220,7 @@ def _pictures(path: Path, interval: float, leak_after: float, height: int | None
             yield Text(str(error), style="red")  # being made anew, perhaps: look again
         else:
             moment = time.monotonic()
+            height = console.height if console.is_terminal else None
             yield _picture(Frame(now, before, moment - taken), leak_after, height)
             before, taken = now, moment
         time.sleep(interval)
@@ -178,7 +228,7 @@ def _pictures(path: Path, interval: float, leak_after: float, height: int | None
 
 def _follow(path: Path, console: Console, interval: float, leak_after: float) -> None:
     if not console.is_terminal:  # into a file or a pipe: one picture below the other
-        for picture in _pictures(path, interval, leak_after, None):
+        for picture in _pictures(path, interval, leak_after, console):
             console.print(picture)
             console.print()
             console.file.flush()
@@ -187,7 +237,7 @@ def _follow(path: Path, console: Console, interval: float, leak_after: float) ->
 
     look(path)  # nothing there: say so before the screen is cleared
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        for picture in _pictures(path, interval, leak_after, console.height):
+        for picture in _pictures(path, interval, leak_after, console):
             live.update(picture, refresh=True)
 
 
