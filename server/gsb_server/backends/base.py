@@ -9,9 +9,9 @@ lazily, inside its own module, when ``probe`` is called.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-__all__ = ["Backend", "CapturedWarning", "Job", "Outcome", "Probe", "RefusedByBackend"]
+__all__ = ["Backend", "CapturedWarning", "Deferred", "Job", "Outcome", "Probe", "RefusedByBackend"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,18 @@ class CapturedWarning:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Stands for an attribute that exists and was not brought to the host.
+
+    ``Backend.attributes`` gives the value where ``kind`` is "large"; ``Backend.export`` gives all of them. It saves
+    the download of a training set that nearest neighbours keep, or the conversion of a forest, which most callers never
+    look at.
+    """
+
+    kind: Literal["large", "opaque"]
+
+
 @dataclass(slots=True)
 class Job:
     """One call of one method.
@@ -50,6 +62,8 @@ class Job:
         Decoded. Arrays are read-only views of memory that belongs to somebody else.
     config : dict
         Values for ``sklearn.config_context``.
+    strict : bool
+        Only a backend with a GPU may do it.
     """
 
     estimator: str
@@ -59,6 +73,7 @@ class Job:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     config: dict[str, Any]
+    strict: bool = False
 
 
 @dataclass(slots=True)
@@ -72,11 +87,12 @@ class Outcome:
     model : object
         Opaque to the server; given back in the next ``Job``.
     nbytes : int
-        Host and device memory the model holds, for the memory limit of the store.
+        Host and device memory the model holds, for the memory limit of the store. 0: as before.
     state_changed : bool
         Whether ``attributes`` is to be sent.
     attributes : dict
-        ``vars`` of the plain estimator without its parameters; empty where the state did not change.
+        ``vars`` of the plain estimator without its parameters; empty where the state did not change. A value may be
+        ``Deferred``.
     random_states : dict
         For every parameter that is a ``RandomState``, the generator as it is after the call.
     started : float
@@ -85,6 +101,8 @@ class Outcome:
         Time in the estimator alone, device synchronised.
     reason : str
         Why this backend, where it is not the one asked first.
+    backend, device : str
+        Who did it and on what, where a chain had the choice.
     """
 
     result: Any
@@ -98,6 +116,8 @@ class Outcome:
     compute_seconds: float
     warnings: list[CapturedWarning]
     reason: str = ""
+    backend: str = ""
+    device: str = ""
 
 
 class RefusedByBackend(Exception):  # noqa: N818 - an answer, not an error: the next backend is asked
@@ -111,9 +131,19 @@ class Backend(Protocol):
     -----
     Concurrency: ``run``, ``export`` and ``attributes`` are called from several worker threads at once
     unless ``max_workers`` is 1. ``probe`` is called once, at start.
+
+    Attributes
+    ----------
+    name : str
+        One word, as in ``GSB_BACKEND``.
+    accelerated : bool
+        Whether it computes on a GPU; strict jobs go to no other.
+    max_workers : int or None
+        How many threads may call it at once.
     """
 
     name: str
+    accelerated: bool
     max_workers: int | None
 
     def probe(self) -> Probe:
@@ -121,7 +151,13 @@ class Backend(Protocol):
         ...
 
     def run(self, job: Job) -> Outcome:
-        """Do the job. Estimator errors propagate as they are."""
+        """Do the job. Estimator errors propagate as they are.
+
+        Raises
+        ------
+        RefusedByBackend
+            It cannot. Nothing has changed: not the model, not the arguments, not their random states.
+        """
         ...
 
     def attributes(self, model: Any) -> dict[str, Any]:
@@ -134,6 +170,16 @@ class Backend(Protocol):
 
     def load(self, estimator: str, params: dict[str, Any], state: dict[str, Any]) -> tuple[Any, int]:
         """Build a model from plain attributes sent by a client. Returns the model and its bytes."""
+        ...
+
+    def adopt(self, estimator: str, plain: Any) -> tuple[Any, int]:
+        """Make a model of a fitted plain estimator, which is given away. Returns the model and its bytes.
+
+        Raises
+        ------
+        RefusedByBackend
+            It cannot be taken over.
+        """
         ...
 
     def close(self) -> None:

@@ -172,6 +172,7 @@ class SklearnBackend:
     """Runs jobs with scikit-learn in the calling thread."""
 
     name = "sklearn"
+    accelerated = False
     max_workers: int | None = None
 
     def __init__(self) -> None:
@@ -183,7 +184,7 @@ class SklearnBackend:
         """Return what is there; scikit-learn always is."""
         return Probe(
             available=True,
-            reason="scikit-learn on the CPU; this version has no other backend",
+            reason="scikit-learn on the CPU",
             device=f"cpu ({joblib.cpu_count()} threads)",
             versions={"scikit-learn": sklearn.__version__, "numpy": np.__version__},
         )
@@ -296,6 +297,10 @@ class SklearnBackend:
             setattr(instance, name, value)
         _check_state(instance)
         return _detach(instance, [])
+
+    def adopt(self, estimator: str, plain: Any) -> tuple[Any, int]:
+        """Take over a fitted estimator: it is a model as it is."""
+        return _detach(plain, [])
 
     def close(self) -> None:
         """Nothing is held."""
