@@ -21,6 +21,7 @@
     ├── ModelLostError             (LookupError)          the server no longer has the fitted model
     ├── PayloadTooLargeError       (ValueError)
     ├── UnsupportedEstimatorError  (NotImplementedError)
+    ├── GPURefusedError            (NotImplementedError)  a strict call that no GPU backend can do
     └── UnsupportedValueError      (TypeError)            a value that cannot travel
 
     FallbackWarning(UserWarning)                          the work was done in this process, and why
@@ -173,6 +174,12 @@ class UnsupportedValueError(GSBError, TypeError):
     hint = "pass numbers, text, lists, NumPy arrays, sparse matrices or data frames"
 
 
+class GPURefusedError(GSBError, NotImplementedError):
+    """A strict call cannot be done on the GPU; the text says what each backend objects to."""
+
+    hint = "change what the text names, or allow the CPU (strict=False; GSB_STRICT_GPU=0 at the server)"
+
+
 class FallbackWarning(UserWarning):
     """The work was done by scikit-learn in this process instead of by the server; the text says why."""
 
@@ -191,6 +198,7 @@ CODE_CLASSES: dict[str, type[GSBError]] = {
     "unknown_estimator": UnsupportedEstimatorError,
     "unknown_method": UnsupportedEstimatorError,
     "unsupported_value": UnsupportedValueError,
+    "gpu_refused": GPURefusedError,
     "duplicate_call": RemoteError,
     "stale_handle": StaleArrayError,
     "session_lost": SessionLostError,

@@ -31,6 +31,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scratch-slots", type=int)
     parser.add_argument("--workers", type=int, help="calls computed at once")
     parser.add_argument("--backend", help="auto, or the name of one")
+    parser.add_argument(
+        "--strict-gpu", action="store_true", default=None, help="refuse what the GPU cannot do instead of using the CPU"
+    )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     # For whoever starts the server as a child.
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)

@@ -29,7 +29,7 @@ from gsb.shm_transport import ShmTransport
 import shmpool
 
 from . import __version__, warning_capture
-from .backends.base import Job, Outcome
+from .backends.base import Job, Outcome, RefusedByBackend
 from .backends.registry import choose
 from .backends.sklearn import estimator_class
 from .errors import ServerError, describe_exception, envelope, from_exception
@@ -101,7 +101,7 @@ class Service:
             scratch_slots=settings.scratch_slots,
         )
         self.pool = ShmTransport.get().pool
-        self.choice = choose(settings.backend)
+        self.choice = choose(settings.backend, self.pool, settings)
         self.backend = self.choice.backend
         threads = min(settings.worker_threads, self.backend.max_workers or settings.worker_threads)
         self.workers = Workers(threads, settings.queue_limit)
@@ -192,7 +192,7 @@ class Service:
             "server": self.id,
             "version": __version__,
             "sklearn": sklearn.__version__,
-            "backends": [self.backend.name],
+            "backends": list(self.choice.names),
             "pool": {
                 "path": str(self.pool.path),
                 "uuid": self.pool.uuid,
@@ -325,16 +325,18 @@ class Service:
         if params:
             check_params(cls, params)
         check_config(config)
+        strict = self.settings.strict_gpu or field(body, "strict", bool, False)
         entry = self._model_for(body, name, method, params)
         state.stage = "compute"
-        outcome = self._compute(entry, Job(name, params, None, method, args, kwargs, config))
+        outcome = self._compute(entry, Job(name, params, None, method, args, kwargs, config, strict))
         computed = outcome.started + outcome.compute_seconds
         state.stage = "server_encode"
         answer: dict[str, Any] = {"result": None if outcome.is_self else writer.encode(outcome.result)}
         writer.commit()
+        backend = outcome.backend or self.backend.name
         if outcome.state_changed:
             if entry is None:
-                entry = self.models.add(session.id, name, self.backend.name, outcome.model, outcome.nbytes)
+                entry = self.models.add(session.id, name, backend, outcome.model, outcome.nbytes)
                 if session.id not in self.sessions:
                     # The client died while we computed: nobody would ever drop the model.
                     self.models.drop_session(session.id)
@@ -342,10 +344,12 @@ class Service:
                 self.models.resize(entry, outcome.nbytes)
             answer["model"] = entry.id
             answer["summary"] = summarize(outcome.attributes)
+        elif outcome.nbytes and entry is not None:
+            self.models.resize(entry, outcome.nbytes)
         if outcome.random_states:
             answer["random_state"] = {key: writer.encode(value) for key, value in outcome.random_states.items()}
-        answer["backend"] = self.backend.name
-        answer["device"] = self.choice.probe.device
+        answer["backend"] = backend
+        answer["device"] = outcome.device or self.choice.probe.device
         answer["reason"] = outcome.reason or self.choice.reason
         if outcome.warnings:
             answer["warnings"] = [{"category": w.category, "message": w.message} for w in outcome.warnings]
@@ -372,6 +376,8 @@ class Service:
         return entry
 
     def _compute(self, entry: ModelEntry | None, job: Job) -> Outcome:
+        if job.strict and not self.backend.accelerated:
+            raise _refused(f"{job.estimator.rpartition('.')[2]}.{job.method}", self.choice.reason)
         try:
             if entry is None:
                 return self.backend.run(job)
@@ -386,6 +392,8 @@ class Service:
             if outcome.state_changed:
                 entry.model = outcome.model
             return outcome
+        except RefusedByBackend as refusal:
+            raise _refused(f"{job.estimator.rpartition('.')[2]}.{job.method}", str(refusal)) from None
         except (ServerError, MemoryError):
             raise
         except Exception as error:
@@ -464,6 +472,8 @@ class Service:
         check_params(estimator_class(name), params)
         try:
             model, nbytes = self.backend.load(name, params, attributes)
+        except RefusedByBackend as refusal:
+            raise _refused(name.rpartition(".")[2], str(refusal)) from None
         except (ValueError, TypeError, AttributeError) as error:
             raise ServerError("bad_parameter", f"not a fitted state: {error}", "fit again") from None
         return {"model": self.models.add(session.id, name, self.backend.name, model, nbytes).id}
@@ -489,6 +499,7 @@ class Service:
             "numpy": np.__version__,
             "backend": {
                 "name": self.backend.name,
+                "strict_gpu": self.settings.strict_gpu,
                 "device": self.choice.probe.device,
                 "reason": self.choice.reason,
                 "probes": {
@@ -524,6 +535,11 @@ class Service:
             },
             "metrics": self.metrics.to_dict(),
         }
+
+
+def _refused(what: str, reasons: str) -> ServerError:
+    """Say why no backend with a GPU did it. Only strict calls come to this: the CPU refuses nothing."""
+    return ServerError("gpu_refused", f"{what} cannot be done on a GPU: {reasons}", "allow the CPU with strict=False")
 
 
 def _texts(body: dict[str, Any], name: str) -> list[str]:

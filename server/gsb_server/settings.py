@@ -71,6 +71,8 @@ class Settings:
         Calls that may wait for a worker before further ones are refused with ``busy``.
     backend : str
         ``auto`` or a backend's name.
+    strict_gpu : bool
+        Refuse what no GPU backend can do (``gpu_refused``) instead of doing it on the CPU. A call may ask for the same.
     model_nbytes : int
         Memory all models may hold together; the least recently used are evicted beyond it.
     model_ttl, session_ttl : float
@@ -105,6 +107,7 @@ class Settings:
     workers: int = 0
     queue_limit: int = 64
     backend: str = "auto"
+    strict_gpu: bool = False
     model_nbytes: int = 4 * 2**30
     model_ttl: float = 3600.0
     session_ttl: float = 24 * 3600.0

@@ -16,6 +16,8 @@ import numpy as np
 from gsb.errors import UnsupportedValueError
 from gsb.protocol import INLINE_LIMIT, encode_value
 
+from .backends.base import Deferred
+
 __all__ = ["pack_state", "summarize"]
 
 # A pickled estimator takes one slot for the stream and one for each buffer out of band; the region is small.
@@ -37,6 +39,9 @@ def summarize(attributes: dict[str, Any]) -> dict[str, Any]:
     large: list[str] = []
     opaque: list[str] = []
     for name, value in attributes.items():
+        if isinstance(value, Deferred):
+            (large if value.kind == "large" else opaque).append(name)
+            continue
         try:
             encoded = encode_value(value, _refuse)
         except _LargeError:

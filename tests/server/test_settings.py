@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 from gsb_server import __main__ as command
-from gsb_server.backends import registry
-from gsb_server.backends.base import Probe
 from gsb_server.settings import Settings, SettingsError, parse_size
 
 
@@ -66,33 +64,6 @@ def test_every_field_is_documented() -> None:
     assert Settings.__doc__ is not None
     undocumented = {field.name for field in dataclasses.fields(Settings) if field.name not in Settings.__doc__}
     assert undocumented == set()
-
-
-def test_backends_are_chosen_by_name() -> None:
-    choice = registry.choose("auto")
-    assert (choice.backend.name, choice.probe.available) == ("sklearn", True)
-    assert registry.choose("sklearn").reason.startswith("chosen by name")
-    with pytest.raises(ValueError, match="there are: auto, sklearn"):
-        registry.choose("abacus")
-
-
-class _Absent:
-    name = "gpu"
-
-    def probe(self) -> Probe:
-        return Probe(available=False, reason="no device")
-
-
-def test_what_does_not_work_is_passed_over_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    factories = {"lost": ("no.such.module", "X"), "gpu": (__name__, "_Absent"), **registry._FACTORIES}
-    monkeypatch.setattr(registry, "_FACTORIES", factories)
-    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(_Absent=_Absent))
-    choice = registry.choose("auto")
-    assert choice.backend.name == "sklearn"
-    assert "gpu: no device" in choice.reason
-    assert "cannot be imported" in choice.probes["lost"].reason
-    with pytest.raises(ValueError, match="no device"):
-        registry.choose("gpu")
 
 
 def test_a_wrong_setting_ends_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,7 @@ ERROR_STATUS: Final[dict[str, int]] = {
     "model_lost": 410,
     "too_large": 413,
     "estimator_error": 422,
+    "gpu_refused": 422,
     "unsupported_value": 422,
     "protocol_mismatch": 426,
     "internal": 500,
@@ -155,6 +156,7 @@ class CallRequest(TypedDict):
     config: NotRequired[dict[str, Any]]
     forget: NotRequired[list[str]]
     timeout: NotRequired[float]
+    strict: NotRequired[bool]
 
 
 class ModelSummary(TypedDict):
