@@ -6,7 +6,8 @@
     GSBError(Exception)
     ├── TransportError
     │   ├── ConnectError           (ConnectionError)      no server answers
-    │   │   └── ServerNotProvenError (PermissionError)    it answers, but does not know the token
+    │   │   ├── ServerNotProvenError (PermissionError)    it answers, but does not know the token
+    │   │   └── TransportUnavailableError                 it answers, but arrays cannot get there
     │   ├── ConnectionLostError    (ConnectionError)      the server went away during a call
     │   ├── RequestTimeoutError    (TimeoutError)
     │   └── ProtocolError          (ValueError)           a malformed message
@@ -82,6 +83,12 @@ class ServerNotProvenError(ConnectError, PermissionError):
     """Something answers, but it cannot prove that it knows the token."""
 
     hint = "another program may be listening there; check GSB_SERVER and GSB_TOKEN, or restart `gsb serve`"
+
+
+class TransportUnavailableError(ConnectError):
+    """No way for arrays between this process and the server, or not the one that was asked for."""
+
+    hint = "`gsb doctor --report` shows every way and why it does not work; see docs/transports.md"
 
 
 class ConnectionLostError(TransportError, ConnectionError):
