@@ -10,6 +10,8 @@
     │   │   └── TransportUnavailableError                 it answers, but arrays cannot get there
     │   ├── ConnectionLostError    (ConnectionError)      the server went away during a call
     │   ├── RequestTimeoutError    (TimeoutError)
+    │   ├── MailboxError           (OSError)              the file on the shared drive cannot be used
+    │   │   └── DamagedTransferError                      what was read from it is not what was written
     │   └── ProtocolError          (ValueError)           a malformed message
     │       └── ProtocolVersionError
     ├── AuthenticationError        (PermissionError)      wrong or missing token, host or origin
@@ -101,6 +103,18 @@ class RequestTimeoutError(TransportError, TimeoutError):
     """The deadline passed before the answer came."""
 
     hint = "raise gsb.config(timeout=...), in seconds; None waits without limit"
+
+
+class MailboxError(TransportError, OSError):
+    """The file on the shared drive cannot be used."""
+
+    hint = "check GSB_FILE_DIR on both sides, or let gsb choose another transport"
+
+
+class DamagedTransferError(MailboxError):
+    """What was read from the file on the shared drive is not what was written to it, also at the second try."""
+
+    hint = "the drive serves stale pages even to unbuffered reads; use another transport"
 
 
 class ProtocolError(TransportError, ValueError):
