@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import math
 import mmap
 import weakref
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
@@ -44,19 +43,14 @@ class Recycler:
         """Give a private, writable copy of an array, in the same order."""
         if not SMALLEST <= source.nbytes <= self._limit:
             return source.copy(order="K")
-        fortran = source.flags.f_contiguous and not source.flags.c_contiguous
-        copied = self.empty(source.shape, source.dtype, "F" if fortran else "C")
-        np.copyto(copied, source)
-        return copied
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], order: Literal["C", "F"] = "C") -> Array:
-        """Give a private, writable array of undefined contents; of `SMALLEST` bytes or more."""
-        nbytes = math.prod(shape) * dtype.itemsize
-        block = self._take(nbytes)
+        block = self._take(source.nbytes)
         whole = np.frombuffer(block, np.uint8)
         # Arrays made from `whole` keep it alive, so its end is the end of the last of them.
         weakref.finalize(whole, self._give_back, block).atexit = False
-        return np.ndarray(shape, dtype, whole, order=order)
+        fortran = source.flags.f_contiguous and not source.flags.c_contiguous
+        copied: Array = np.ndarray(source.shape, source.dtype, whole, order="F" if fortran else "C")
+        np.copyto(copied, source)
+        return copied
 
     @property
     def nbytes(self) -> int:

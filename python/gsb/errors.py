@@ -6,12 +6,9 @@
     GSBError(Exception)
     ├── TransportError
     │   ├── ConnectError           (ConnectionError)      no server answers
-    │   │   ├── ServerNotProvenError (PermissionError)    it answers, but does not know the token
-    │   │   └── TransportUnavailableError                 it answers, but arrays cannot get there
+    │   │   └── ServerNotProvenError (PermissionError)    it answers, but does not know the token
     │   ├── ConnectionLostError    (ConnectionError)      the server went away during a call
     │   ├── RequestTimeoutError    (TimeoutError)
-    │   ├── MailboxError           (OSError)              the file on the shared drive cannot be used
-    │   │   └── DamagedTransferError                      what was read from it is not what was written
     │   └── ProtocolError          (ValueError)           a malformed message
     │       └── ProtocolVersionError
     ├── AuthenticationError        (PermissionError)      wrong or missing token, host or origin
@@ -87,12 +84,6 @@ class ServerNotProvenError(ConnectError, PermissionError):
     hint = "another program may be listening there; check GSB_SERVER and GSB_TOKEN, or restart `gsb serve`"
 
 
-class TransportUnavailableError(ConnectError):
-    """No way for arrays between this process and the server, or not the one that was asked for."""
-
-    hint = "`gsb doctor --report` shows every way and why it does not work; see docs/transports.md"
-
-
 class ConnectionLostError(TransportError, ConnectionError):
     """The server went away before it had answered."""
 
@@ -103,18 +94,6 @@ class RequestTimeoutError(TransportError, TimeoutError):
     """The deadline passed before the answer came."""
 
     hint = "raise gsb.config(timeout=...), in seconds; None waits without limit"
-
-
-class MailboxError(TransportError, OSError):
-    """The file on the shared drive cannot be used."""
-
-    hint = "check GSB_FILE_DIR on both sides, or let gsb choose another transport"
-
-
-class DamagedTransferError(MailboxError):
-    """What was read from the file on the shared drive is not what was written to it, also at the second try."""
-
-    hint = "the drive serves stale pages even to unbuffered reads; use another transport"
 
 
 class ProtocolError(TransportError, ValueError):
@@ -163,6 +142,12 @@ class ForeignHandleError(RemoteError, PermissionError):
     """A slot named in the message belongs to another client."""
 
     hint = "only arrays that this process has put into the pool may be named in its calls"
+
+
+class WorkerLostError(RemoteError):
+    """The server's GPU worker ended in the middle of the call."""
+
+    hint = "call again: the server starts a new worker"
 
 
 class RemoteMemoryError(RemoteError, MemoryError):
@@ -226,6 +211,7 @@ CODE_CLASSES: dict[str, type[GSBError]] = {
     "model_lost": ModelLostError,
     "too_large": PayloadTooLargeError,
     "internal": RemoteError,
+    "worker_lost": WorkerLostError,
     "pool_full": ServerBusyError,
     "busy": ServerBusyError,
     "shutting_down": ServerBusyError,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Values of an answer on their way out: small ones inline, arrays into the output region.
 
-The session's link stores a result so that it dies with the client, before the answer names it.
+A sealed result is *given* to the client before the answer names it. From then on it dies with the client;
+if the client is dead already, giving frees it.
 
 Room in the output region is waited for, up to a deadline. An answer with one array waits while it holds
 nothing, so it cannot be part of a deadlock. An answer with several holds the first while it waits for the
@@ -10,19 +11,18 @@ next: only one such answer is written at a time, and never with more slots than 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gsb.protocol import encode_inline, encode_value
+from gsb.shm_transport import ShmTransport
 
 import shmpool
 
 from .errors import ServerError
-
-if TYPE_CHECKING:
-    from .transports.base import Link
 
 __all__ = ["ResultWriter", "Results"]
 
@@ -30,6 +30,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Arrays beyond the slots of the region go inline as long as the answer stays readable.
 _INLINE_TOTAL = 16 * 2**20
+
+
+def _encode_result(obj: Array, timeout: float | None = None) -> shmpool.Handle:
+    """Write an array straight into the output region: one copy, no file."""
+    return ShmTransport.get().write(obj, is_output=True, timeout=timeout)
 
 
 class Results:
@@ -42,9 +47,9 @@ class Results:
         self.slot_nbytes = pool.geometry.slot_nbytes
         self.several = threading.Lock()
 
-    def writer(self, link: Link) -> ResultWriter:
+    def writer(self, client: shmpool.ClientId) -> ResultWriter:
         """Return a writer for one answer."""
-        return ResultWriter(self, link)
+        return ResultWriter(self, client)
 
 
 class ResultWriter:
@@ -58,10 +63,10 @@ class ResultWriter:
     Concurrency: one thread. Blocking: ``commit`` waits for free slots up to the deadline.
     """
 
-    def __init__(self, shared: Results, link: Link) -> None:
+    def __init__(self, shared: Results, client: shmpool.ClientId) -> None:
         self.shared = shared
-        self.link = link
-        self.wires: list[dict[str, Any]] = []
+        self.client = client
+        self.handles: list[shmpool.Handle] = []
         self.nbytes = 0
         self._pending: list[tuple[dict[str, Any], Array]] = []
 
@@ -75,7 +80,7 @@ class ResultWriter:
         return place
 
     def commit(self) -> None:
-        """Have the link store the arrays, for the client to fetch.
+        """Write the arrays into slots and give the slots to the client.
 
         Raises
         ------
@@ -121,14 +126,21 @@ class ResultWriter:
             shared.several.release()
 
     def _write(self, place: dict[str, Any], array: Array, timeout: float) -> None:
-        wire = self.link.write(array, timeout)
-        self.wires.append(wire)
+        handle = _encode_result(array, timeout)
+        try:
+            self.shared.pool.give(handle, self.client)
+        except shmpool.ClientGoneError:
+            raise ServerError("session_lost", "the client ended before its answer", "") from None
+        self.handles.append(handle)
         self.nbytes += array.nbytes
-        place.update(wire)
+        place["$"] = "slot"
+        place["handle"] = handle.to_dict()
 
     def discard(self) -> None:
         """Free what was written: the answer is not sent."""
         self._pending = []
-        for wire in self.wires:
-            self.link.take_back(wire)
-        self.wires = []
+        for handle in self.handles:
+            # Its owner may have died, and the slot with it.
+            with contextlib.suppress(shmpool.ShmPoolError):
+                self.shared.pool.free(handle)
+        self.handles = []

@@ -16,7 +16,7 @@ from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_INCREF
 from libc.errno cimport EBADF, EFBIG, EINTR, EMFILE, ENOSPC, ESTALE
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from ._native cimport *
@@ -1493,6 +1493,13 @@ cdef class Core:
                             shmpool_relaxed64(&c.attached_ns), (<bytes>label).decode("utf-8", "replace"),
                             self.is_alive(client, nonce)))
         return shmpool_os_monotonic_ns(), slots, clients
+
+    def address(self, uint32_t slot):
+        """Where a slot begins in this process: for registering the memory with a device."""
+        self.check_open()
+        if slot >= self.p.geometry.n_slots:
+            raise IndexError(slot)
+        return <uintptr_t>shmpool_slot_data(&self.p, slot)
 
     def n_free(self, object region):
         """Free slots of a region at this moment."""

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ._channel import snapshot_channels
-from ._core import Core, Geometry, Handle, Loan, fast_copy
+from ._core import REGIONS, Core, Geometry, Handle, Loan, fast_copy
 from .attach import Mode, attach, remove
 from .errors import UnsupportedDtypeError
 from .paths import default_path
 from .space import mount_of
 from .stat import PoolStat, take_stat
-from .warm import DEFAULT_PREFAULT_NBYTES, every_slot, next_slots, start_warming
+from .warm import DEFAULT_PREFAULT_NBYTES, every_slot, next_slots, start_warming, warm
 
 __all__ = ["ClientId", "Pool", "Region"]
 
@@ -478,7 +478,7 @@ class Pool:
         """
         self._core.give(handle, self._core.client_index, self._core.client_nonce)
 
-    def prefault(self, region: Region, slot_nbytes: int) -> None:
+    def prefault(self, region: Region, slot_nbytes: int, *, wait: bool = False) -> int:
         """Prepare the first bytes of every slot of a region in the background, as opening does for the input region.
 
         Parameters
@@ -486,13 +486,43 @@ class Pool:
         region : {"input", "output", "scratch"}
         slot_nbytes : int
             How much of each slot; memory is taken for it, but never more than an eighth of what is free.
+        wait : bool, default False
+            Do it now, in the calling thread.
+
+        Returns
+        -------
+        int
+            Bytes that were prepared; 0 without `wait`.
 
         Notes
         -----
-        Blocking: returns at once. Contents are not touched, whoever owns the slots.
+        Blocking: returns at once unless `wait`. Contents are not touched, whoever owns the slots.
         """
         steps = every_slot(self._core, region, slot_nbytes)
+        if wait:
+            return warm(self._core, str(self._path), steps)
         self._warmers.append(start_warming(self._core, str(self._path), steps))
+        return 0
+
+    def memory(self, region: Region) -> tuple[int, int]:
+        """Where the slots of a region lie in this process, for registering them with a device (pinned memory).
+
+        Returns
+        -------
+        address, nbytes : int
+            One contiguous range, page-aligned. ``(0, 0)`` for a region without slots.
+
+        Notes
+        -----
+        Lifetime: good until :meth:`close`, and as long as an array of this pool lives. Pages that nobody has used yet
+        are not there: see :meth:`prefault`.
+        """
+        geometry = self._core.geometry
+        counts = (geometry.input_slots, geometry.output_slots, geometry.scratch_slots)
+        index = REGIONS.index(region)
+        if not counts[index]:
+            return 0, 0
+        return self._core.address(sum(counts[:index])), counts[index] * geometry.slot_nbytes
 
     def reclaim(self) -> int:
         """Free at once what dead clients left; how many there were. Claims do this by themselves when they need to."""

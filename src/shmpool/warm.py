@@ -15,7 +15,7 @@ import threading
 from . import _core
 from .errors import ShmPoolError
 
-__all__ = ["DEFAULT_PREFAULT_NBYTES", "every_slot", "next_slots", "start_warming"]
+__all__ = ["DEFAULT_PREFAULT_NBYTES", "every_slot", "next_slots", "start_warming", "warm"]
 
 # The input region of a default pool: with less, the second large array would find cold slots.
 DEFAULT_PREFAULT_NBYTES = 2**30
@@ -34,14 +34,18 @@ def _free_nbytes(fd_path: str) -> int:
     return free
 
 
-def _warm(core: _core.Core, path: str, steps: list[tuple[int, int]]) -> None:
+def warm(core: _core.Core, path: str, steps: list[tuple[int, int]]) -> int:
+    """Prefault (slot, nbytes) pairs now; the bytes that were prepared."""
+    done = 0
     # Closed, forked or removed meanwhile: there is nothing left to prepare, and nobody to tell.
     with contextlib.suppress(ShmPoolError, OSError):
         left = _free_nbytes(path) // _SHARE_OF_FREE
         for slot, nbytes in steps:
             if left <= 0 or not core.warm(slot, min(nbytes, left)):
-                return
+                break
+            done += min(nbytes, left)
             left -= nbytes
+    return done
 
 
 def _rotation(core: _core.Core, region: str) -> list[int]:
@@ -74,6 +78,6 @@ def start_warming(core: _core.Core, path: str, steps: list[tuple[int, int]]) -> 
     """Prefault (slot, nbytes) pairs in a daemon thread."""
     if not steps:
         return None
-    thread = threading.Thread(target=_warm, args=(core, path, steps), name="shmpool-prefault", daemon=True)
+    thread = threading.Thread(target=warm, args=(core, path, steps), name="shmpool-prefault", daemon=True)
     thread.start()
     return thread

@@ -397,3 +397,16 @@ def test_prefault_does_not_touch_contents(pool_path: Path) -> None:
             for _ in range(10):
                 for value, handle in enumerate(handles):
                     assert (other.get(handle) == value).all()
+
+
+def test_the_memory_of_a_region_is_where_its_arrays_are(pool_path: Path) -> None:
+    with Pool.create(pool_path, **GEOMETRY, prefault_nbytes=0) as pool:
+        for region in ("input", "output", "scratch"):
+            address, nbytes = pool.memory(region)
+            assert address % 4096 == 0
+            assert nbytes == GEOMETRY[f"{region}_slots"] * SLOT
+            with pool.loan((10,), "u1", region=region) as loan:
+                assert address <= loan.array.ctypes.data < address + nbytes
+        assert pool.prefault("input", SLOT, wait=True) == GEOMETRY["input_slots"] * SLOT
+    with Pool.create(pool_path, **{**GEOMETRY, "scratch_slots": 0}, prefault_nbytes=0) as pool:
+        assert pool.memory("scratch") == (0, 0)

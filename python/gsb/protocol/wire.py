@@ -31,9 +31,6 @@ FORGET: Final = "/v1/forget"
 STATUS: Final = "/v1/status"
 HEALTH: Final = "/v1/health"
 
-#: Tags of arrays that are not in the message itself: the session's transport has them.
-ARRAY_TAGS: Final = frozenset({"slot", "ref", "npy"})
-
 #: Stages in the order in which they happen; the server measures the middle three of the work.
 STAGES: Final = (
     "client_encode",
@@ -67,6 +64,7 @@ ERROR_STATUS: Final[dict[str, int]] = {
     "unsupported_value": 422,
     "protocol_mismatch": 426,
     "internal": 500,
+    "worker_lost": 502,
     "pool_full": 503,
     "busy": 503,
     "shutting_down": 503,
@@ -126,18 +124,16 @@ class HelloAnswer(TypedDict):
     sklearn: str
     backends: list[str]
     pool: PoolInfo
-    transports: dict[str, dict[str, Any]]
     proof: str
 
 
 class SessionRequest(TypedDict):
-    """``POST /v1/session``; the last two belong to the transport ``shared``."""
+    """``POST /v1/session``."""
 
     protocol: int
-    transport: str
+    pool: str
+    client: list[int]
     label: NotRequired[str]
-    pool: NotRequired[str]
-    client: NotRequired[list[int]]
 
 
 class SessionAnswer(TypedDict):

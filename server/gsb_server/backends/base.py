@@ -8,10 +8,28 @@ lazily, inside its own module, when ``probe`` is called.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-__all__ = ["Backend", "CapturedWarning", "Deferred", "Job", "Outcome", "Probe", "RefusedByBackend"]
+import numpy as np
+
+if TYPE_CHECKING:
+    import shmpool
+
+__all__ = [
+    "Backend",
+    "CapturedWarning",
+    "Deferred",
+    "EstimatorRaisedError",
+    "Job",
+    "Outcome",
+    "Probe",
+    "RefusedByBackend",
+    "StreamSpec",
+    "StreamedArray",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +62,39 @@ class Deferred:
     kind: Literal["large", "opaque"]
 
 
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """An array that arrives in parts: the text it goes by, and what it is."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    order: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedArray:
+    """An argument that arrived in parts and lies on a device; ``fetch`` brings it to the host."""
+
+    spec: StreamSpec
+    fetch: Callable[[StreamSpec], np.ndarray[Any, Any]]
+
+
+def _brought_back(value: Any) -> Any:
+    if isinstance(value, StreamedArray):
+        return value.fetch(value.spec)
+    if isinstance(value, dict) and any(isinstance(item, StreamedArray) for item in value.values()):
+        return {key: _brought_back(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(item, StreamedArray) for item in value):
+        return type(value)(_brought_back(item) for item in value)
+    return value
+
+
 @dataclass(slots=True)
 class Job:
     """One call of one method.
@@ -64,6 +115,11 @@ class Job:
         Values for ``sklearn.config_context``.
     strict : bool
         Only a backend with a GPU may do it.
+    timeout : float or None
+        Seconds after which nobody waits for it.
+    stored : dict of int to shmpool.Handle
+        ``id(array)`` to handle, for arguments that lie in the pool whole. For the backend that sends them on to
+        another process; the others need not know.
     """
 
     estimator: str
@@ -74,6 +130,13 @@ class Job:
     kwargs: dict[str, Any]
     config: dict[str, Any]
     strict: bool = False
+    timeout: float | None = None
+    stored: dict[int, shmpool.Handle] = field(default_factory=dict)
+
+    def on_host(self) -> Job:
+        """Return the job with arrays that were streamed to a device brought back, for a backend without one."""
+        args, kwargs = _brought_back(self.args), _brought_back(self.kwargs)
+        return self if args is self.args and kwargs is self.kwargs else replace(self, args=args, kwargs=kwargs)
 
 
 @dataclass(slots=True)
@@ -103,6 +166,11 @@ class Outcome:
         Why this backend, where it is not the one asked first.
     backend, device : str
         Who did it and on what, where a chain had the choice.
+    stored : dict of int to shmpool.Handle
+        ``id(array)`` to handle, for arrays of the result that lie in slots of this process already; whoever sends the
+        result gives or frees them.
+    detail : dict of str to float
+        Further times in seconds, of a backend that has stages of its own.
     """
 
     result: Any
@@ -118,6 +186,16 @@ class Outcome:
     reason: str = ""
     backend: str = ""
     device: str = ""
+    stored: dict[int, shmpool.Handle] = field(default_factory=dict)
+    detail: dict[str, float] = field(default_factory=dict)
+
+
+class EstimatorRaisedError(Exception):
+    """An estimator's exception that crossed a process: ``description`` is its class and text."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__(description.get("message", ""))
+        self.description = description
 
 
 class RefusedByBackend(Exception):  # noqa: N818 - an answer, not an error: the next backend is asked

@@ -75,6 +75,8 @@ class ChainBackend:
         for index in self._candidates(job, reasons):
             backend = self.backends[index]
             try:
+                if not backend.accelerated:
+                    job = job.on_host()
                 if held is None:
                     with self._gates[index]:
                         outcome = backend.run(job)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A GPU worker over stand-ins: a fake CuPy on host memory and a backend that can go wrong in every way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gsb_server.backends.base import Job, Outcome
+from gsb_server.gpu.supervisor import SupervisedBackend
+from gsb_server.settings import Settings
+from helpers.processes import eventually
+
+import shmpool
+
+STANDINS = Path(__file__).parent.parent / "standins"
+SLOT = 1 << 20
+DEADLINE = 30.0
+TRIAL = ("trial_backend:TrialBackend",)
+
+
+class Bench:
+    """A supervised worker and what a test asks of it."""
+
+    def __init__(self, pool: shmpool.Pool, backend: SupervisedBackend) -> None:
+        self.pool = pool
+        self.backend = backend
+        self.client = shmpool.Pool.attach(pool.path, prefault_nbytes=0)
+
+    def job(self, method: str, *args: Any, timeout: float | None = DEADLINE, **kwargs: Any) -> Job:
+        return Job("trial.Trial", {}, None, method, args, kwargs, {}, timeout=timeout)
+
+    def run(self, method: str, *args: Any, timeout: float | None = DEADLINE, **kwargs: Any) -> Any:
+        """Run a method of the trial backend on inline arguments; the result, copied."""
+        return self.finish(self.backend.run(self.job(method, *args, timeout=timeout, **kwargs)))
+
+    def run_on(self, method: str, *handles: shmpool.Handle, timeout: float | None = DEADLINE) -> Any:
+        """Run it on arrays in slots."""
+        return self.finish(self.backend.run(self.job_on(method, *handles, timeout=timeout)))
+
+    def job_on(self, method: str, *handles: shmpool.Handle, timeout: float | None = DEADLINE) -> Job:
+        views = [self.pool.get(handle) for handle in handles]
+        job = self.job(method, *views, timeout=timeout)
+        job.stored = {id(view): handle for view, handle in zip(views, handles, strict=True)}
+        return job
+
+    def finish(self, outcome: Outcome) -> Any:
+        """Copy the result and free its slots."""
+
+        def copy(value: Any) -> Any:
+            if isinstance(value, np.ndarray):
+                return value.copy(order="K")
+            if isinstance(value, tuple):
+                return tuple(copy(item) for item in value)
+            return {key: copy(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+        result = copy(outcome.result)
+        outcome.result = None
+        for handle in outcome.stored.values():
+            self.pool.free(handle)
+        return result
+
+    def put(self, array: np.ndarray[Any, Any]) -> shmpool.Handle:
+        return self.client.put(array, timeout=DEADLINE)
+
+    def sklearn(self, estimator: str, method: str, *args: Any, **fields: Any) -> Job:
+        return Job(
+            f"sklearn.{estimator}",
+            fields.get("params", {}),
+            fields.get("model"),
+            method,
+            args,
+            {},
+            {},
+            timeout=DEADLINE,
+        )
+
+    def busy(self) -> list[Any]:
+        return [slot for slot in self.pool.stat().slots if slot.state != "free"]
+
+    def check(self) -> None:
+        """No slot is taken."""
+        eventually(lambda: self.busy() == [], "all slots are free", 10.0)
+
+    def end(self) -> None:
+        """Check, and end the worker."""
+        try:
+            self.check()
+        finally:
+            pid = self.backend.status()["pid"]
+            self.close()
+            assert pid is None or not Path(f"/proc/{pid}").exists()
+
+    def close(self) -> None:
+        self.client.close()
+        self.backend.close()
+        self.pool.close()
+
+
+def start(
+    pool_path: Path,
+    *,
+    backends: tuple[str, ...] = TRIAL,
+    environment: dict[str, str] | None = None,
+    geometry: dict[str, Any] | None = None,
+    probe: bool = True,
+    **settings: Any,
+) -> Bench:
+    """Make a pool and start a worker over the stand-ins."""
+    pool = shmpool.Pool.open(
+        pool_path,
+        **{"slot_nbytes": SLOT, "input_slots": 4, "output_slots": 4, "scratch_slots": 8, "prefault_nbytes": 0}
+        | (geometry or {}),
+    )
+    path = os.pathsep.join([str(STANDINS), *filter(None, [os.environ.get("PYTHONPATH", ""), *_source_paths()])])
+    backend = SupervisedBackend(
+        pool,
+        Settings(**{"output_timeout": 2.0, "gpu_start_timeout": 60.0, **settings}),
+        device="gsb_server.gpu.device:CupyDevice",
+        device_options={"host_path": settings.get("gpu_host_path", "auto")},
+        backends=backends,
+        environment={"PYTHONPATH": path, **(environment or {})},
+    )
+    bench = Bench(pool, backend)
+    if probe:
+        found = backend.probe()
+        if not found.available:
+            bench.close()
+            raise AssertionError(found.reason)
+    return bench
+
+
+@pytest.fixture
+def make_bench(pool_path: Path) -> Iterator[Callable[..., Bench]]:
+    """Start workers; at the end they are gone and have left no slot taken."""
+    made: list[Bench] = []
+
+    def make(**options: Any) -> Bench:
+        made.append(start(pool_path, **options))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.end()
+
+
+def _source_paths() -> list[str]:
+    root = Path(__file__).parents[2]
+    return [str(root / part) for part in ("src", "python", "server")]
+
+
+@pytest.fixture(scope="session")
+def lasting(places: Any) -> Iterator[Bench]:
+    """A worker for all tests that leave it well, or whose harm a new worker heals."""
+    folder = places.new("gpu")
+    bench = start(folder / "pool.bin")
+    yield bench
+    bench.end()
+    places.discard(folder)
+
+
+@pytest.fixture
+def trial(lasting: Bench) -> Iterator[Bench]:
+    """The lasting worker, alive; afterwards no slot may be taken."""
+    assert lasting.backend.probe().available
+    yield lasting
+    lasting.check()
