@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-import shmpool
 from gsb import _progress, runtime
 from gsb._codec import Inbox, Outbox
 from gsb._config import get_config
@@ -27,7 +26,6 @@ from gsb._remote_exceptions import error_of, is_lost_model
 from gsb._report import Report
 from gsb.errors import (
     AuthenticationError,
-    ConnectError,
     ConnectionLostError,
     ModelLostError,
     PayloadTooLargeError,
@@ -48,7 +46,7 @@ from gsb.protocol import (
     server_proof,
 )
 from gsb.protocol.wire import ATTRS, CALL, FORGET, HELLO, MODEL, SESSION, STATE, STATUS
-from gsb.shm_transport import ShmTransport
+from gsb.transports import Dialog, Transport, choose
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +61,7 @@ class Session(NamedTuple):
 
     id: str
     server: str
-    transport: ShmTransport
+    transport: Transport
 
 
 @dataclasses.dataclass
@@ -109,6 +107,8 @@ class Client:
         Default: the socket in the runtime directory.
     token : str, optional
         Default: ``$GSB_TOKEN`` or the token file.
+    transport : {"shared", "stream", "file"}, optional
+        How arrays travel. Default: the first that works.
 
     Notes
     -----
@@ -117,9 +117,10 @@ class Client:
     Crash: the server drops the session when the kernel releases the lock of this process.
     """
 
-    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+    def __init__(self, url: str | None = None, token: str | None = None, transport: str | None = None) -> None:
         self._url = url
         self._token = token
+        self._transport = transport
         self._threads = threading.local()
         self._session: Session | None = None
         self._pid = os.getpid()
@@ -185,7 +186,6 @@ class Client:
             version, server, pool = answer["protocol"], answer["server"], answer["pool"]
             expected = server_proof(token, nonce, host, server, pool["uuid"])
             proven = proofs_match(expected, answer["proof"])
-            path = pool["path"]
         except (KeyError, TypeError, AttributeError) as error:
             raise ProtocolError(f"malformed answer to hello: {error!r}") from error
         if not proven:
@@ -193,7 +193,8 @@ class Client:
         if version != PROTOCOL_VERSION:
             raise ProtocolVersionError(f"the server speaks version {version}, this client {PROTOCOL_VERSION}")
         connection.server = server
-        connection.pool = (str(path), str(pool["uuid"]))
+        offers = answer.get("transports")
+        connection.offers = {**offers} if type(offers) is dict else {}
         connection.authorize(token)
 
     def _session_for(self, connection: Connection) -> Session:
@@ -207,24 +208,27 @@ class Client:
             return found
 
     def _open_session(self, connection: Connection) -> Session:
-        path, uuid = connection.pool
+        settings = get_config()
+
+        def dialog(offer: dict[str, Any]) -> Dialog:
+            return Dialog(
+                address=connection.address,
+                token=connection.token,
+                server=connection.server,
+                offer=offer,
+                post=lambda path, message: self._exchange(connection, "POST", path, message, settings.connect_timeout),
+                label=" ".join(sys.argv)[:200],
+                timeout=settings.connect_timeout,
+            )
+
+        former, self._session = self._session, None
+        if former is not None:
+            former.transport.close()
         try:
-            transport = ShmTransport.attach(path, uuid)
-        except shmpool.ShmPoolError as error:
-            raise ConnectError(
-                f"the server's pool {path} cannot be used: {error}",
-                hint="client and server must run as one user and see the same /dev/shm",
-            ) from error
-        if transport.pool.uuid != uuid:
-            raise ConnectError(f"{path} is another pool than the server's", hint="restart `gsb serve`")
-        request = {
-            "protocol": PROTOCOL_VERSION,
-            "pool": uuid,
-            "client": [transport.pool.client.index, transport.pool.client.nonce],
-            "label": " ".join(sys.argv)[:200],
-        }
-        answer = self._exchange(connection, "POST", SESSION, request, get_config().connect_timeout)
-        session = Session(str(answer["session"]), connection.server, transport)
+            opened = choose(connection.offers, dialog, self._transport)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ProtocolError(f"malformed answer to session: {error!r}") from error
+        session = Session(opened.session, connection.server, opened.transport)
         _log.info("session %s with the server at %s", session.id, self.url)
         return session
 
@@ -233,12 +237,15 @@ class Client:
         session, self._session = self._session, None
         connection: Connection | None = getattr(self._threads, "connection", None)
         self._threads.connection = None
-        if self._pid != os.getpid() or connection is None or connection.pid != os.getpid():
+        if self._pid != os.getpid():
             return
-        if session is not None and session.server == connection.server and not connection.is_stale():
-            with contextlib.suppress(TransportError):
-                connection.request("DELETE", f"{SESSION}/{session.id}", timeout=1.0)
-        connection.close()
+        if connection is not None and connection.pid == os.getpid():
+            if session is not None and session.server == connection.server and not connection.is_stale():
+                with contextlib.suppress(TransportError):
+                    connection.request("DELETE", f"{SESSION}/{session.id}", timeout=1.0)
+            connection.close()
+        if session is not None:
+            session.transport.close()
 
     # ------------------------------------------------------------------------------ messages
     def _exchange(
@@ -274,6 +281,7 @@ class Client:
     def _note_error(self, error: Exception, session: Session) -> None:
         if getattr(error, "code", "") == "session_lost" and self._session is session:
             self._session = None
+            session.transport.close()
 
     # ------------------------------------------------------------------------------ calls
     def call(self, call: Call) -> Answer:
@@ -444,8 +452,7 @@ class Client:
 
 
 def _is_usable(session: Session, connection: Connection) -> bool:
-    # ShmTransport.reset() closes the pool under us.
-    return session.server == connection.server and not session.transport.pool.closed
+    return session.server == connection.server and session.transport.is_usable
 
 
 def _answer_of(status: int, body: bytes) -> dict[str, Any]:
@@ -484,8 +491,7 @@ def _decode_call(
         queue = float(answer.get("queue") or 0.0)
         backend, device, reason = str(answer["backend"]), str(answer["device"]), str(answer["reason"])
         random_state = dict(answer.get("random_state") or {})
-        slots = tuple(int(handle["slot"]) for handle in inbox.handles)
-        nbytes = sum(int(handle["nbytes"]) for handle in inbox.handles)
+        slots = inbox.slots
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ProtocolError):
             raise
@@ -504,26 +510,27 @@ def _decode_call(
         total=ended - begun,
         queue=queue,
         nbytes_sent=outbox.nbytes,
-        nbytes_received=nbytes,
-        slots_sent=tuple(handle.slot for handle in outbox.handles),
+        nbytes_received=inbox.nbytes,
+        slots_sent=outbox.slots,
         slots_received=slots,
+        transport=session.transport.kind,
     )
     return Answer(result, answer.get("model"), summary, random_state, warned, report, session.id)
 
 
 # ---------------------------------------------------------------------------------- process-wide
-_clients: dict[tuple[str, str | None], Client] = {}
+_clients: dict[tuple[str, str | None, str | None], Client] = {}
 _clients_lock = threading.Lock()
 
 
 def get_client() -> Client:
-    """Give the client for the settings in force; one per server and token."""
+    """Give the client for the settings in force; one per server, token and transport."""
     settings = get_config()
-    url = settings.server or f"unix://{runtime.socket_path()}"
-    found = _clients.get((url, settings.token))
+    key = settings.server or f"unix://{runtime.socket_path()}", settings.token, settings.transport
+    found = _clients.get(key)
     if found is None:
         with _clients_lock:
-            found = _clients.setdefault((url, settings.token), Client(url, settings.token))
+            found = _clients.setdefault(key, Client(*key))
     return found
 
 

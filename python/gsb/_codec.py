@@ -1,36 +1,38 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Arrays on the client's side of the wire: inline below 10 KB, through the pool otherwise."""
+"""Arrays on the client's side of the wire: inline below 10 KB, by the session's transport otherwise."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import shmpool
 from gsb._config import get_config
-from gsb.errors import PayloadTooLargeError, ProtocolError, ServerBusyError, StaleArrayError
+from gsb.errors import ProtocolError
 from gsb.protocol import INLINE_LIMIT, decode_inline, encode_inline
 
 if TYPE_CHECKING:
     from gsb.shm_transport import ShmTransport
+    from gsb.transports import Transport
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def _transport() -> ShmTransport:
+def _shared(shm: ShmTransport | None) -> Transport:
+    # Imported late: a client that streams needs no pool.
     from gsb.shm_transport import ShmTransport
+    from gsb.transports.shared import SharedTransport
 
-    return ShmTransport.get()
+    return SharedTransport(shm or ShmTransport.get())
 
 
 def _encode_array(array: Array, transport: ShmTransport | None = None) -> dict[str, Any]:
     """Encode an array: base64 below 10 KB, otherwise a slot of the pool."""
     if array.nbytes < INLINE_LIMIT:
         return encode_inline(array)
-    handle = (transport or _transport()).write(array)
-    return {"$": "slot", "handle": handle.to_dict()}
+    return _shared(transport).write(array)
 
 
 def _decode_array(wire: dict[str, Any], transport: ShmTransport | None = None, copy: bool | None = None) -> Array:
@@ -52,20 +54,11 @@ def _decode_array(wire: dict[str, Any], transport: ShmTransport | None = None, c
         return _load_npy(wire.get("path"))
     if tag != "slot":
         raise ProtocolError(f"unknown kind of array {tag!r}")
-    transport = transport or _transport()
-    try:
-        handle = shmpool.Handle.from_dict(wire["handle"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ProtocolError(f"malformed handle: {error}") from error
-    try:
-        return transport.read(handle, copy=not get_config().zero_copy if copy is None else copy)
-    except shmpool.StaleHandleError as error:
-        raise StaleArrayError(str(error)) from error
-    except shmpool.HandleError as error:
-        raise ProtocolError(str(error)) from error
-    finally:
-        # With a view outstanding the slot is freed when the last one goes.
-        transport.free(handle)
+    return _shared(transport).read(wire, copy=_copies() if copy is None else copy)
+
+
+def _copies() -> bool:
+    return not get_config().zero_copy
 
 
 def _load_npy(path: object) -> Array:
@@ -91,62 +84,70 @@ def _load_npy(path: object) -> Array:
 
 
 class Outbox:
-    """The arrays that one message has put into the pool, to be freed when it is answered.
+    """The arrays that one message has sent ahead, to be let go of when it is answered.
 
     Parameters
     ----------
-    transport : ShmTransport
-        Where they go.
+    transport : Transport
+        How they travel.
     timeout : float, optional
-        Seconds to wait for a slot.
+        Seconds to wait for room.
     """
 
-    def __init__(self, transport: ShmTransport, timeout: float | None = None) -> None:
+    def __init__(self, transport: Transport, timeout: float | None = None) -> None:
         self._transport = transport
         self._timeout = timeout
         # The same object twice in one message travels once: X used as y, a weight used twice.
         self._sent: dict[int, tuple[Array, dict[str, Any]]] = {}
-        self.handles: list[shmpool.Handle] = []
+        self.nbytes = 0
 
     def write(self, array: Array) -> dict[str, Any]:
-        """Put an array into the pool, as `encode_value` wants it."""
+        """Send an array ahead, as `encode_value` wants it."""
         found = self._sent.get(id(array))
         if found is not None:
             return found[1]
-        try:
-            handle = self._transport.write(array, timeout=self._timeout)
-        except shmpool.PayloadTooLargeError as error:
-            raise PayloadTooLargeError(str(error)) from error
-        except (shmpool.PoolFullError, shmpool.PoolSpaceError) as error:
-            raise ServerBusyError(
-                str(error), hint="let go of results held with zero_copy=True, or send less"
-            ) from error
-        self.handles.append(handle)
-        wire = {"$": "slot", "handle": handle.to_dict()}
+        wire = self._transport.write(array, self._timeout)
         self._sent[id(array)] = (array, wire)
+        self.nbytes += array.nbytes
         return wire
 
     @property
-    def nbytes(self) -> int:
-        """Bytes put into the pool."""
-        return sum(int(handle.nbytes) for handle in self.handles)
+    def slots(self) -> tuple[int, ...]:
+        """The first slot of each array, where the transport knows it."""
+        return _slots(wire for _, wire in self._sent.values())
+
+    def __len__(self) -> int:
+        return len(self._sent)
 
     def close(self) -> None:
-        """Free the slots. A server that still reads one has pinned it."""
-        for handle in self.handles:
-            self._transport.free(handle)
+        """Let go of the arrays. A server that still reads one keeps it until it is done."""
+        for _, wire in self._sent.values():
+            self._transport.release(wire)
 
 
 class Inbox:
     """The arrays of one answer."""
 
-    def __init__(self, transport: ShmTransport, copy: bool | None = None) -> None:
+    def __init__(self, transport: Transport, copy: bool | None = None) -> None:
         self._transport = transport
         self._copy = copy
-        self.handles: list[dict[str, Any]] = []
+        self._received: list[dict[str, Any]] = []
+        self.nbytes = 0
 
     def read(self, wire: dict[str, Any]) -> Array:
-        """Take an array out of the pool, as `decode_value` wants it."""
-        if wire.get("$") == "slot":
-            self.handles.append(wire.get("handle") or {})
-        return _decode_array(wire, self._transport, self._copy)
+        """Take an array, as `decode_value` wants it."""
+        if wire.get("$") == "npy":
+            return _load_npy(wire.get("path"))
+        array = self._transport.read(wire, _copies() if self._copy is None else self._copy)
+        self._received.append(wire)
+        self.nbytes += array.nbytes
+        return array
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The first slot of each array, where the transport knows it."""
+        return _slots(self._received)
+
+
+def _slots(wires: Iterable[dict[str, Any]]) -> tuple[int, ...]:
+    return tuple(int(wire["handle"]["slot"]) for wire in wires if wire.get("$") == "slot")

@@ -27,10 +27,15 @@ class Config:
     zero_copy: bool = False
     keep_state: bool = False
     npy_dir: str | None = None
+    transport: Literal["shared", "stream", "file"] | None = None
 
     def __post_init__(self) -> None:
         if self.fallback not in ("error", "local"):
             raise ConfigError(f"fallback={self.fallback!r}", hint="it is 'error' or 'local'")
+        if self.transport not in (None, "shared", "stream", "file"):
+            raise ConfigError(
+                f"transport={self.transport!r}", hint="it is 'shared', 'stream' or 'file', or None to choose"
+            )
         for name in ("timeout", "connect_timeout"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -59,6 +64,7 @@ def _from_environment() -> Config:
         server=os.environ.get("GSB_SERVER") or None,
         fallback=fallback,  # type: ignore[arg-type]  # checked in __post_init__
         npy_dir=os.environ.get("GSB_NPY_DIR") or None,
+        transport=os.environ.get("GSB_TRANSPORT") or None,  # type: ignore[arg-type]  # checked in __post_init__
     )
 
 
@@ -92,6 +98,8 @@ def config(**settings: object) -> _Restore:
         taken until the last view is gone. Default False.
     keep_state : bool
         Fetch the whole fitted state after each fit, so that the model outlives the server. Default False.
+    transport : {"shared", "stream", "file"}, optional
+        How arrays travel. Default: ``$GSB_TRANSPORT``, else the first of these that works with the server.
     npy_dir : str, optional
         Directory from which ``.npy`` results of an older server are read. Default: ``$GSB_NPY_DIR``, else
         none are read.

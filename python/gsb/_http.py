@@ -11,7 +11,7 @@ import contextlib
 import os
 import select
 import socket
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from gsb.errors import ConnectError, ConnectionLostError, ProtocolError, RequestTimeoutError, TransportError
@@ -45,19 +45,31 @@ class Address:
         """Connect, or raise `ConnectError`."""
         try:
             if self.path:
-                found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                try:
-                    found.settimeout(timeout)
-                    found.connect(self.path)
-                except BaseException:
-                    found.close()
-                    raise
-                return found
-            found = socket.create_connection((self.name, self.port), timeout)
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return found
+                return connect_unix(self.path, timeout)
+            return connect_tcp(self.name, self.port, timeout)
         except OSError as error:
             raise ConnectError(f"no server answers at {self.url}: {error.strerror or error}") from error
+
+
+def connect_unix(path: str, timeout: float) -> socket.socket:
+    """Connect to a Unix socket, or raise OSError."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise OSError("this Python has no Unix sockets; name the server with GSB_SERVER=http://127.0.0.1:port")
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        found.settimeout(timeout)
+        found.connect(path)
+    except BaseException:
+        found.close()
+        raise
+    return found
+
+
+def connect_tcp(host: str, port: int, timeout: float) -> socket.socket:
+    """Connect by TCP, or raise OSError. Small messages leave at once."""
+    found = socket.create_connection((host, port), timeout)
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return found
 
 
 class Connection:
@@ -75,12 +87,15 @@ class Connection:
         self.address: Final = address
         self.pid: Final = os.getpid()
         self.server = ""
-        self.pool = ("", "")
+        #: What the server's hello offers, by kind of transport.
+        self.offers: dict[str, Any] = {}
+        self.token = ""
         self._socket = address.connect(timeout)
         self._head = f"Host: {address.host}\r\nContent-Type: application/json\r\n"
 
     def authorize(self, token: str) -> None:
         """Show the token from now on; only to a server that has proved itself."""
+        self.token = token
         self._head += f"Authorization: Bearer {token}\r\n"
 
     def close(self) -> None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import mmap
 import weakref
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -43,14 +44,19 @@ class Recycler:
         """Give a private, writable copy of an array, in the same order."""
         if not SMALLEST <= source.nbytes <= self._limit:
             return source.copy(order="K")
-        block = self._take(source.nbytes)
+        fortran = source.flags.f_contiguous and not source.flags.c_contiguous
+        copied = self.empty(source.shape, source.dtype, "F" if fortran else "C")
+        np.copyto(copied, source)
+        return copied
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], order: Literal["C", "F"] = "C") -> Array:
+        """Give a private, writable array of undefined contents; of `SMALLEST` bytes or more."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        block = self._take(nbytes)
         whole = np.frombuffer(block, np.uint8)
         # Arrays made from `whole` keep it alive, so its end is the end of the last of them.
         weakref.finalize(whole, self._give_back, block).atexit = False
-        fortran = source.flags.f_contiguous and not source.flags.c_contiguous
-        copied: Array = np.ndarray(source.shape, source.dtype, whole, order="F" if fortran else "C")
-        np.copyto(copied, source)
-        return copied
+        return np.ndarray(shape, dtype, whole, order=order)
 
     @property
     def nbytes(self) -> int:

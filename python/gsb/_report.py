@@ -34,9 +34,11 @@ class Report:
     queue : float
         Seconds of ``request`` that were spent waiting for a worker.
     nbytes_sent, nbytes_received : int
-        Bytes through the pool.
+        Bytes of the arrays that did not fit into the messages.
     slots_sent, slots_received : tuple of int
-        The first slot of each array in the pool.
+        The first slot of each array in the pool, where it is shared.
+    transport : str
+        How those arrays have travelled: ``shared``, ``stream`` or ``file``; empty where none was needed.
     """
 
     estimator: str
@@ -51,6 +53,7 @@ class Report:
     nbytes_received: int = 0
     slots_sent: tuple[int, ...] = ()
     slots_received: tuple[int, ...] = ()
+    transport: str = ""
 
     @property
     def overhead(self) -> float:
@@ -66,7 +69,8 @@ class Report:
         lines += [f"  {name:<14} {self.stages[name] * 1e3:10.2f} ms" for name in STAGES]
         lines.append(f"  {'total':<14} {self.total * 1e3:10.2f} ms")
         if self.nbytes_sent or self.nbytes_received:
-            lines.append(f"  sent {self.nbytes_sent / 1e6:.1f} MB, received {self.nbytes_received / 1e6:.1f} MB")
+            sent, received = self.nbytes_sent / 1e6, self.nbytes_received / 1e6
+            lines.append(f"  sent {sent:.1f} MB, received {received:.1f} MB, {self.transport}")
         return "\n".join(lines)
 
 

@@ -6,9 +6,12 @@
     GSBError(Exception)
     ├── TransportError
     │   ├── ConnectError           (ConnectionError)      no server answers
-    │   │   └── ServerNotProvenError (PermissionError)    it answers, but does not know the token
+    │   │   ├── ServerNotProvenError (PermissionError)    it answers, but does not know the token
+    │   │   └── TransportUnavailableError                 it answers, but arrays cannot get there
     │   ├── ConnectionLostError    (ConnectionError)      the server went away during a call
     │   ├── RequestTimeoutError    (TimeoutError)
+    │   ├── MailboxError           (OSError)              the file on the shared drive cannot be used
+    │   │   └── DamagedTransferError                      what was read from it is not what was written
     │   └── ProtocolError          (ValueError)           a malformed message
     │       └── ProtocolVersionError
     ├── AuthenticationError        (PermissionError)      wrong or missing token, host or origin
@@ -84,6 +87,12 @@ class ServerNotProvenError(ConnectError, PermissionError):
     hint = "another program may be listening there; check GSB_SERVER and GSB_TOKEN, or restart `gsb serve`"
 
 
+class TransportUnavailableError(ConnectError):
+    """No way for arrays between this process and the server, or not the one that was asked for."""
+
+    hint = "`gsb doctor --report` shows every way and why it does not work; see docs/transports.md"
+
+
 class ConnectionLostError(TransportError, ConnectionError):
     """The server went away before it had answered."""
 
@@ -94,6 +103,18 @@ class RequestTimeoutError(TransportError, TimeoutError):
     """The deadline passed before the answer came."""
 
     hint = "raise gsb.config(timeout=...), in seconds; None waits without limit"
+
+
+class MailboxError(TransportError, OSError):
+    """The file on the shared drive cannot be used."""
+
+    hint = "check GSB_FILE_DIR on both sides, or let gsb choose another transport"
+
+
+class DamagedTransferError(MailboxError):
+    """What was read from the file on the shared drive is not what was written to it, also at the second try."""
+
+    hint = "the drive serves stale pages even to unbuffered reads; use another transport"
 
 
 class ProtocolError(TransportError, ValueError):

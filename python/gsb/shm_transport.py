@@ -8,10 +8,11 @@ dead processes. This module only names the regions and holds the process-wide in
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 
@@ -146,6 +147,13 @@ class ShmTransport:
             The array is larger than the pool.
         """
         return self.pool.put(array, region=self._region(array.nbytes, is_output), timeout=timeout)
+
+    def loan(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], order: Literal["C", "F"] = "C", timeout: float | None = None
+    ) -> shmpool.Loan:
+        """Claim input slots for an array that is to be written in place; region and errors as for `write`."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        return self.pool.loan(shape, dtype, order, self._region(nbytes, False), timeout)
 
     def _region(self, nbytes: int, is_output: bool) -> Region:
         """Choose where an array goes: what is too large for its own region goes to scratch, if it fits there.

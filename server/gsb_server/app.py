@@ -19,13 +19,13 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-import shmpool
-
 from .errors import ServerError, from_exception
 from .requests import parse
 from .security import Gate, Receive, Scope, Send, send_error, send_json
 from .service import Service
 from .settings import Settings
+from .transports import DataListeners
+from .transports.base import Given
 
 __all__ = ["create_app", "default_socket"]
 
@@ -49,8 +49,8 @@ class Request:
         self.scope = scope
         self.body = body
         self.received = received
-        # Slots that the answer names; nobody would ever free them if it is not delivered.
-        self.given: list[shmpool.Handle] = []
+        # Arrays that the answer names; nobody would ever free them if it is not delivered.
+        self.given: list[Given] = []
         self.id: str = scope["gsb_request_id"]
 
     def json(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _routes(service: Service) -> list[Route]:
     return [Route(path, Endpoint(service, method, handler)) for path, method, handler in table]
 
 
-def create_app(settings: Settings | None = None) -> Starlette:
+def create_app(settings: Settings | None = None, data: DataListeners | None = None) -> Starlette:
     """Build the application.
 
     Parameters
@@ -181,6 +181,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
     settings : Settings, optional
         Read from ``GSB_*`` variables where not given. Without a token in them, the user's token file is
         read, and made if it is missing.
+    data : DataListeners, optional
+        Where the data plane listens; without them arrays come through the pool only.
 
     Returns
     -------
@@ -190,7 +192,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     settings = settings or Settings.from_env()
     if not settings.token:
         settings = settings.with_(token=runtime.ensure_token())
-    service = Service(settings)
+    service = Service(settings, data)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -23,10 +23,14 @@ from pathlib import Path
 import uvicorn
 
 from .settings import Settings
+from .transports.plane import DataListeners
 
 __all__ = ["ListenError", "serve"]
 
 log = logging.getLogger("gsb_server")
+
+# The data plane's Unix socket is called like the control socket, with this behind it.
+_DATA_SUFFIX = ".data"
 
 
 class ListenError(RuntimeError):
@@ -141,6 +145,7 @@ def serve(settings: Settings, ready_fd: int | None = None, parent_fd: int | None
     # Imported late: scikit-learn takes a second, and a wrong address should not.
     paths: list[tuple[Path, int]] = []
     sockets: list[socket.socket] = []
+    data = None
     from .app import create_app, default_socket
 
     socket_path = settings.socket
@@ -152,6 +157,7 @@ def serve(settings: Settings, ready_fd: int | None = None, parent_fd: int | None
             paths.append((socket_path, socket_path.stat().st_ino))
         if settings.port:
             sockets.append(_tcp_socket(settings.host, settings.port))
+        data = _data_listeners(settings, socket_path)
         if parent_fd is not None:
             threading.Thread(
                 target=_watch_parent,
@@ -160,7 +166,7 @@ def serve(settings: Settings, ready_fd: int | None = None, parent_fd: int | None
                 daemon=True,
             ).start()
         config = uvicorn.Config(
-            create_app(settings.with_(socket=socket_path)),
+            create_app(settings.with_(socket=socket_path), data),
             loop="uvloop",
             http="httptools",
             ws="none",
@@ -181,6 +187,8 @@ def serve(settings: Settings, ready_fd: int | None = None, parent_fd: int | None
     finally:
         for listener in sockets:
             listener.close()
+        if data is not None:
+            data.close()
         for path, inode in paths:
             try:
                 if path.lstat().st_ino == inode:
@@ -189,6 +197,22 @@ def serve(settings: Settings, ready_fd: int | None = None, parent_fd: int | None
                 pass
     sys.stderr.flush()
     return 0 if server.started else 1
+
+
+def _data_listeners(settings: Settings, socket_path: Path | None) -> DataListeners:
+    """Listen for arrays beside each address at which messages are listened for."""
+    found: list[socket.socket] = []
+    unix = None
+    try:
+        if socket_path is not None:
+            unix = socket_path.with_name(socket_path.name + _DATA_SUFFIX)
+            found.append(_unix_socket(unix))
+        if settings.port:
+            found.append(_tcp_socket(settings.host, settings.data_port))
+    except BaseException:
+        DataListeners(found, unix if found else None).close()
+        raise
+    return DataListeners(found, unix)
 
 
 def _address(listener: socket.socket) -> str:

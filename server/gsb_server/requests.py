@@ -6,14 +6,15 @@ from __future__ import annotations
 import inspect
 import json
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gsb.protocol import ESTIMATORS, METHODS, decode_value
 
-import shmpool
-
 from .errors import ServerError
+
+if TYPE_CHECKING:
+    from .transports.base import Link
 
 __all__ = ["CONFIG_NAMES", "ArrayReader", "check_config", "check_estimator", "check_params", "field", "parse"]
 
@@ -111,16 +112,15 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class ArrayReader:
-    """Gives the arrays a request names: only slots that are the session's own.
+    """Gives the arrays a request names: only those that are the session's own.
 
     Notes
     -----
-    Lifetime: the arrays are read-only views; the slot is pinned until the last of them dies.
+    Lifetime: the arrays are read-only views; their room is taken until the last of them dies.
     """
 
-    def __init__(self, pool: shmpool.Pool, client: shmpool.ClientId) -> None:
-        self.pool = pool
-        self.client = client
+    def __init__(self, link: Link) -> None:
+        self.link = link
         self.nbytes = 0
 
     def decode(self, value: Any) -> Any:
@@ -128,23 +128,9 @@ class ArrayReader:
         return decode_value(value, self._read)
 
     def _read(self, value: dict[str, Any]) -> np.ndarray[Any, np.dtype[Any]]:
-        if value.get("$") != "slot":
+        if value.get("$") == "npy":
             # A path in a request would make the server read files for the asking.
-            raise ServerError("malformed", "files are not accepted in requests", "send arrays through the pool")
-        try:
-            handle = shmpool.Handle.from_dict(value["handle"])
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise ServerError("malformed", f"malformed handle: {error}", "see docs/http-api.md") from None
-        if handle.pool != self.pool.uuid:
-            raise ServerError("stale_handle", "the handle is of another pool", "attach to this server's pool")
-        try:
-            owner = self.pool.owner(handle)
-        except (ValueError, OverflowError, IndexError) as error:
-            raise ServerError("malformed", f"malformed handle: {error}", "see docs/http-api.md") from None
-        if owner is None:
-            raise ServerError("stale_handle", "the slot was freed meanwhile", "put the array into the pool again")
-        if owner != self.client:
-            raise ServerError("foreign_handle", "the slot belongs to another client", "name your own arrays only")
-        array = self.pool.get(handle)
+            raise ServerError("malformed", "files are not accepted in requests", "send arrays by the transport")
+        array = self.link.read(value)
         self.nbytes += array.nbytes
         return array

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Values of an answer on their way out: small ones inline, arrays into the output region.
 
-A sealed result is *given* to the client before the answer names it. From then on it dies with the client;
-if the client is dead already, giving frees it.
+The session's link stores a result so that it dies with the client, before the answer names it.
 
 Room in the output region is waited for, up to a deadline. An answer with one array waits while it holds
 nothing, so it cannot be part of a deadlock. An answer with several holds the first while it waits for the
@@ -11,18 +10,19 @@ next: only one such answer is written at a time, and never with more slots than 
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gsb.protocol import encode_inline, encode_value
-from gsb.shm_transport import ShmTransport
 
 import shmpool
 
 from .errors import ServerError
+
+if TYPE_CHECKING:
+    from .transports.base import Link
 
 __all__ = ["ResultWriter", "Results"]
 
@@ -30,11 +30,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Arrays beyond the slots of the region go inline as long as the answer stays readable.
 _INLINE_TOTAL = 16 * 2**20
-
-
-def _encode_result(obj: Array, timeout: float | None = None) -> shmpool.Handle:
-    """Write an array straight into the output region: one copy, no file."""
-    return ShmTransport.get().write(obj, is_output=True, timeout=timeout)
 
 
 class Results:
@@ -47,9 +42,9 @@ class Results:
         self.slot_nbytes = pool.geometry.slot_nbytes
         self.several = threading.Lock()
 
-    def writer(self, client: shmpool.ClientId) -> ResultWriter:
+    def writer(self, link: Link) -> ResultWriter:
         """Return a writer for one answer."""
-        return ResultWriter(self, client)
+        return ResultWriter(self, link)
 
 
 class ResultWriter:
@@ -63,10 +58,10 @@ class ResultWriter:
     Concurrency: one thread. Blocking: ``commit`` waits for free slots up to the deadline.
     """
 
-    def __init__(self, shared: Results, client: shmpool.ClientId) -> None:
+    def __init__(self, shared: Results, link: Link) -> None:
         self.shared = shared
-        self.client = client
-        self.handles: list[shmpool.Handle] = []
+        self.link = link
+        self.wires: list[dict[str, Any]] = []
         self.nbytes = 0
         self._pending: list[tuple[dict[str, Any], Array]] = []
 
@@ -80,7 +75,7 @@ class ResultWriter:
         return place
 
     def commit(self) -> None:
-        """Write the arrays into slots and give the slots to the client.
+        """Have the link store the arrays, for the client to fetch.
 
         Raises
         ------
@@ -126,21 +121,14 @@ class ResultWriter:
             shared.several.release()
 
     def _write(self, place: dict[str, Any], array: Array, timeout: float) -> None:
-        handle = _encode_result(array, timeout)
-        try:
-            self.shared.pool.give(handle, self.client)
-        except shmpool.ClientGoneError:
-            raise ServerError("session_lost", "the client ended before its answer", "") from None
-        self.handles.append(handle)
+        wire = self.link.write(array, timeout)
+        self.wires.append(wire)
         self.nbytes += array.nbytes
-        place["$"] = "slot"
-        place["handle"] = handle.to_dict()
+        place.update(wire)
 
     def discard(self) -> None:
         """Free what was written: the answer is not sent."""
         self._pending = []
-        for handle in self.handles:
-            # Its owner may have died, and the slot with it.
-            with contextlib.suppress(shmpool.ShmPoolError):
-                self.shared.pool.free(handle)
-        self.handles = []
+        for wire in self.wires:
+            self.link.take_back(wire)
+        self.wires = []

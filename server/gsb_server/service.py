@@ -11,7 +11,6 @@ The methods named ``*_job`` run on a worker thread, all others on the event loop
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -26,8 +25,6 @@ import sklearn
 from gsb.protocol import ESTIMATORS, FIT_METHODS, PROTOCOL_VERSION, client_proof, proofs_match, server_proof
 from gsb.shm_transport import ShmTransport
 
-import shmpool
-
 from . import __version__, warning_capture
 from .backends.base import EstimatorRaisedError, Job, Outcome, RefusedByBackend
 from .backends.registry import choose
@@ -40,6 +37,8 @@ from .results import Results, ResultWriter
 from .sessions import CallState, Session, SessionStore
 from .settings import Settings
 from .summary import pack_state, summarize
+from .transports import DataListeners, Transports
+from .transports.base import Given
 from .workers import Workers
 
 __all__ = ["EstimatorError", "Service"]
@@ -73,16 +72,19 @@ class Service:
     ----------
     settings : Settings
         With a token.
+    data : DataListeners, optional
+        Where the data plane of `stream` listens. Without them the server does not offer it.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, data: DataListeners | None = None) -> None:
         self.settings = settings
+        self._data = data
         self.id = secrets.token_hex(8)
         self.metrics = Metrics()
         self.sessions = SessionStore(settings.max_sessions, settings.session_ttl)
         self.models = ModelStore(settings.model_nbytes, settings.model_ttl, settings.max_models_per_session)
         self.closing = False
-        self._given: deque[tuple[float, shmpool.ClientId, shmpool.Handle]] = deque()
+        self._given: deque[tuple[float, Given]] = deque()
         self._watcher: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------ life
@@ -101,6 +103,7 @@ class Service:
             scratch_slots=settings.scratch_slots,
         )
         self.pool = ShmTransport.get().pool
+        self.transports = Transports(self.pool, settings, self._data)
         self.choice = choose(settings.backend, self.pool, settings)
         self.backend = self.choice.backend
         threads = min(settings.worker_threads, self.backend.max_workers or settings.worker_threads)
@@ -125,6 +128,7 @@ class Service:
         self.workers.close()
         for session in self.sessions.all():
             self.close_session(session.id)
+        self.transports.close()
         self.models.clear()
         self.backend.close()
         # The mapping must not go away under a thread that is still computing on it.
@@ -148,7 +152,7 @@ class Service:
 
     def look_after(self) -> None:
         """Drop sessions of dead clients, models out of time, results nobody fetched."""
-        lost = self.sessions.lost(self.pool.is_alive)
+        lost = self.sessions.lost()
         for session in lost:
             models = self.close_session(session.id)
             self.metrics.sessions_lost += 1
@@ -163,13 +167,10 @@ class Service:
         self.models.expire()
         now = time.monotonic()
         while self._given and self._given[0][0] < now:
-            _, client, handle = self._given.popleft()
-            try:
-                if self.pool.owner(handle) == client:
-                    self.pool.free(handle)
-                    log.warning("a result was not fetched within %.0f s and is freed", self.settings.result_ttl)
-            except shmpool.ShmPoolError:
-                continue  # freed meanwhile, as it should be
+            _, given = self._given.popleft()
+            if given.link.take_back(given.wire):
+                log.warning("a result was not fetched within %.0f s and is freed", self.settings.result_ttl)
+        self.transports.look_after()
 
     # ------------------------------------------------------------------ sessions
 
@@ -200,31 +201,27 @@ class Service:
                 "n_slots": geometry.n_slots,
                 "slot_nbytes": geometry.slot_nbytes,
             },
+            "transports": self.transports.offers(),
             "proof": server_proof(token, nonce, host, self.id, self.pool.uuid),
         }
 
     def open_session(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Bind a session to a client that is attached to the pool."""
+        """Open a session by the transport that the client has chosen."""
         self._check_protocol(body)
-        if field(body, "pool", str) != self.pool.uuid:
-            raise ServerError("session_lost", "the pool was made anew", "attach to the pool that /v1/hello names")
-        identity = field(body, "client", list)
-        if len(identity) != 2 or any(type(part) is not int or not 0 <= part < 2**64 for part in identity):
-            raise ServerError("malformed", "client must be [index, nonce]", "see docs/http-api.md")
-        client = shmpool.ClientId(*identity)
+        link = self.transports.open(body)
         try:
-            alive = self.pool.is_alive(client)
-        except (ValueError, OverflowError, IndexError):
-            alive = False
-        if not alive:
-            raise ServerError("session_lost", "that client is not attached to the pool", "attach first")
-        session = self.sessions.open(client, field(body, "label", str, "")[:200])
+            session = self.sessions.open(link, field(body, "label", str, "")[:200])
+        except BaseException:
+            link.close()
+            raise
         self.metrics.sessions_opened += 1
-        return {"session": session.id, "server": self.id}
+        return {"session": session.id, "server": self.id, **link.greeting()}
 
     def close_session(self, session_id: str) -> int:
         """Forget a session and its models; return how many those were."""
-        self.sessions.close(session_id)
+        session = self.sessions.close(session_id)
+        if session is not None:
+            session.link.close()
         return self.models.drop_session(session_id)
 
     def _check_protocol(self, body: dict[str, Any]) -> None:
@@ -239,7 +236,7 @@ class Service:
     # ------------------------------------------------------------------ calls
 
     async def call(
-        self, body: dict[str, Any], received: float, request_id: str, given: list[shmpool.Handle]
+        self, body: dict[str, Any], received: float, request_id: str, given: list[Given]
     ) -> tuple[int, bytes]:
         """Run one method of one estimator; ``given`` receives the slots that the answer names."""
         session = self.sessions.get(body.get("session"))
@@ -282,9 +279,9 @@ class Service:
         state: CallState,
         received: float,
         request_id: str,
-        given: list[shmpool.Handle],
+        given: list[Given],
     ) -> tuple[int, bytes, tuple[Any, ...] | None]:
-        writer = self.results.writer(session.client)
+        writer = self.results.writer(session.link)
         try:
             answer, done = self._run_call(session, body, state, received, writer)
         except EstimatorError as error:
@@ -317,7 +314,7 @@ class Service:
         name = check_estimator(field(body, "estimator", str))
         method = check_method(field(body, "method", str))
         cls = estimator_class(name)
-        reader = ArrayReader(self.pool, session.client)
+        reader = ArrayReader(session.link)
         args = tuple([reader.decode(item) for item in field(body, "args", list, [])])
         kwargs = {key: reader.decode(item) for key, item in field(body, "kwargs", dict, {}).items()}
         params = {key: reader.decode(item) for key, item in field(body, "params", dict, {}).items()}
@@ -404,22 +401,22 @@ class Service:
             traceback.clear_frames(error.__traceback__)
             raise EstimatorError(description) from None
 
-    def take_back(self, given: list[shmpool.Handle]) -> None:
-        """Free the slots of an answer that cannot be delivered."""
-        for handle in given:
-            with contextlib.suppress(shmpool.ShmPoolError):
-                self.pool.free(handle)
+    def take_back(self, given: list[Given]) -> None:
+        """Free the arrays of an answer that cannot be delivered."""
+        for one in given:
+            one.link.take_back(one.wire)
 
-    def _note_given(self, writer: ResultWriter, given: list[shmpool.Handle]) -> None:
-        given.extend(writer.handles)
+    def _note_given(self, writer: ResultWriter, given: list[Given]) -> None:
         deadline = time.monotonic() + self.settings.result_ttl
-        for handle in writer.handles:
-            self._given.append((deadline, writer.client, handle))
+        for wire in writer.wires:
+            one = Given(writer.link, wire)
+            given.append(one)
+            self._given.append((deadline, one))
 
     # ------------------------------------------------------------------ models
 
     async def on_worker(
-        self, name: str, body: dict[str, Any], request_id: str, given: list[shmpool.Handle]
+        self, name: str, body: dict[str, Any], request_id: str, given: list[Given]
     ) -> tuple[int, bytes]:
         """Run ``attrs``, ``state`` or ``load`` on a worker."""
         session = self.sessions.get(body.get("session"))
@@ -431,9 +428,9 @@ class Service:
         return status, answer
 
     def _model_job(
-        self, name: str, session: Session, body: dict[str, Any], request_id: str, given: list[shmpool.Handle]
+        self, name: str, session: Session, body: dict[str, Any], request_id: str, given: list[Given]
     ) -> tuple[int, bytes, tuple[Any, ...] | None]:
-        writer = self.results.writer(session.client)
+        writer = self.results.writer(session.link)
         try:
             answer = getattr(self, f"_{name}")(session, body, writer)
             writer.commit()
@@ -469,7 +466,7 @@ class Service:
             raise ServerError(
                 "unsupported_value", f"the state of {name} cannot be sent to a server", "fit it there again"
             )
-        reader = ArrayReader(self.pool, session.client)
+        reader = ArrayReader(session.link)
         params = {key: reader.decode(item) for key, item in field(body, "params", dict).items()}
         attributes = {key: reader.decode(item) for key, item in field(body, "attrs", dict).items()}
         check_params(estimator_class(name), params)
@@ -522,7 +519,8 @@ class Service:
             "sessions": [
                 {
                     "label": session.label,
-                    "client": session.client.index,
+                    "transport": session.link.kind,
+                    "client": session.link.client,
                     "age_seconds": time.monotonic() - session.opened,
                     "idle_seconds": time.monotonic() - session.used,
                     "running": session.running,

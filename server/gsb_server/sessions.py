@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Sessions: one per attachment of a client to the pool.
+"""Sessions: one per client process, bound to the link by which its arrays travel.
 
-A session is bound to a ``shmpool.ClientId``. Whether that client lives is the kernel's word (a lock it
-drops at the death of the process), not a heartbeat: a client in a long computation or under a debugger is
-not taken for dead, and one that was killed is noticed at the next look.
+Whether a client lives is its link's word, and that is the kernel's (a lock or a socket that it drops at the death
+of the process), not a heartbeat: a client in a long computation or under a debugger is not taken for dead, and one
+that was killed is noticed at the next look.
 """
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import shmpool
+from typing import TYPE_CHECKING
 
 from .errors import ServerError
+
+if TYPE_CHECKING:
+    from .transports.base import Link
 
 __all__ = ["CallState", "Session", "SessionStore"]
 
@@ -40,7 +41,7 @@ class Session:
     """One client."""
 
     id: str
-    client: shmpool.ClientId
+    link: Link
     label: str
     opened: float
     used: float
@@ -82,10 +83,10 @@ class SessionStore:
     def __contains__(self, session_id: str) -> bool:
         return session_id in self._sessions
 
-    def open(self, client: shmpool.ClientId, label: str = "") -> Session:
-        """Make a session for a client that is attached to the pool."""
+    def open(self, link: Link, label: str = "") -> Session:
+        """Make a session for a client with its link."""
         now = self._clock()
-        session = Session(id=secrets.token_hex(16), client=client, label=label, opened=now, used=now)
+        session = Session(id=link.id, link=link, label=label, opened=now, used=now)
         with self._lock:
             if len(self._sessions) >= self.max_sessions:
                 raise ServerError(
@@ -118,11 +119,11 @@ class SessionStore:
         with self._lock:
             return self._sessions.pop(session_id, None)
 
-    def lost(self, is_alive: Callable[[shmpool.ClientId], bool]) -> list[Session]:
+    def lost(self) -> list[Session]:
         """Return sessions whose client is dead or that were not used for the time to live."""
         deadline = self._clock() - self.ttl
         return [
             session
             for session in self.all()
-            if not is_alive(session.client) or (session.used < deadline and not session.running)
+            if not session.link.is_alive() or (session.used < deadline and not session.running)
         ]

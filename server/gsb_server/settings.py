@@ -86,6 +86,16 @@ class Settings:
         Memory all models may hold together; the least recently used are evicted beyond it.
     model_ttl, session_ttl : float
         Seconds without use after which a model or a session is dropped.
+    data_port : int
+        TCP port of the data plane where there is a ``port``; 0: any that is free.
+    data_timeout : float
+        Seconds that a peer may be silent in the middle of a transfer.
+    data_grace : float
+        Seconds that a streaming client may be without a connection before it is taken for gone.
+    max_slot_wait : float
+        Seconds that an upload may wait for room in the pool, whatever its client asks for.
+    max_data_connections : int
+        Data connections of one session.
     result_ttl : float
         Seconds a client has to free a result it was given; afterwards it is taken for lost.
     output_timeout : float
@@ -124,6 +134,11 @@ class Settings:
     model_nbytes: int = 4 * 2**30
     model_ttl: float = 3600.0
     session_ttl: float = 24 * 3600.0
+    data_port: int = 0
+    data_timeout: float = 60.0
+    data_grace: float = 10.0
+    max_slot_wait: float = 300.0
+    max_data_connections: int = 16
     result_ttl: float = 600.0
     output_timeout: float = 10.0
     watch_interval: float = 1.0
@@ -143,16 +158,29 @@ class Settings:
             "queue_limit",
             "max_body_nbytes",
             "max_sessions",
+            "max_data_connections",
         ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("model_ttl", "session_ttl", "result_ttl", "output_timeout", "watch_interval", "gpu_start_timeout"):
+        for name in (
+            "model_ttl",
+            "session_ttl",
+            "result_ttl",
+            "output_timeout",
+            "watch_interval",
+            "data_timeout",
+            "max_slot_wait",
+            "gpu_start_timeout",
+        ):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be more than 0, not {getattr(self, name)}")
         if self.gpu_host_path not in ("auto", "ring", "pageable"):
             raise SettingsError(f"gpu_host_path must be auto, ring or pageable, not {self.gpu_host_path!r}")
-        if not 0 <= self.port <= 65535:
-            raise SettingsError(f"port must be 0 to 65535, not {self.port}")
+        for name in ("port", "data_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise SettingsError(f"{name} must be 0 to 65535, not {getattr(self, name)}")
+        if self.data_grace < 0:
+            raise SettingsError(f"data_grace must not be negative, not {self.data_grace}")
         loopback = self.host in {"127.0.0.1", "localhost", "::1"} or self.host.startswith("127.")
         if self.port and not loopback and not self.allow_remote:
             raise SettingsError(

@@ -16,6 +16,7 @@ from gsb._codec import Outbox, _decode_array, _encode_array
 from gsb.errors import PayloadTooLargeError, ProtocolError, ServerBusyError, StaleArrayError
 from gsb.protocol import INLINE_LIMIT
 from gsb.shm_transport import ShmTransport
+from gsb.transports.shared import SharedTransport
 
 import shmpool
 
@@ -200,18 +201,18 @@ def test_npy_never_unpickles(tmp_path: Path) -> None:
 
 # --------------------------------------------------------------------------------- outbox
 def test_the_same_array_travels_once(transport: ShmTransport) -> None:
-    outbox = Outbox(transport)
+    outbox = Outbox(SharedTransport(transport))
     array = np.zeros(5000)
     assert outbox.write(array) == outbox.write(array)
     assert outbox.write(array.copy()) != outbox.write(array)
-    assert len(outbox.handles) == 2
+    assert len(outbox) == 2
     assert outbox.nbytes == 80000
     outbox.close()
     assert all(slot.state == "free" for slot in transport.pool.stat().slots)
 
 
 def test_too_large_and_too_full(transport: ShmTransport) -> None:
-    outbox = Outbox(transport, timeout=0.05)
+    outbox = Outbox(SharedTransport(transport), timeout=0.05)
     with pytest.raises(PayloadTooLargeError):
         outbox.write(np.zeros(17 * SLOT, np.uint8))
     for _ in range(4):

@@ -170,7 +170,8 @@ class Peer:
     @property
     def hello(self) -> dict[str, Any]:
         client = self.pool.client
-        return {"protocol": 1, "pool": self.pool.uuid, "client": [client.index, client.nonce], "label": "test"}
+        identity = [client.index, client.nonce]
+        return {"protocol": 1, "transport": "shared", "pool": self.pool.uuid, "client": identity, "label": "test"}
 
     def put(self, array: np.ndarray) -> dict[str, Any]:
         return {"$": "slot", "handle": self.pool.put(array, timeout=DEADLINE).to_dict()}

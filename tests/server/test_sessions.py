@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from gsb_server.errors import ServerError
 from gsb_server.sessions import SessionStore
+from gsb_server.transports.base import Link
 from sklearn.preprocessing import StandardScaler
-
-import shmpool
 
 X = np.random.default_rng(0).standard_normal((60, 3))
 BIG = np.random.default_rng(1).standard_normal((2000, 3))
@@ -32,6 +31,9 @@ BIG = np.random.default_rng(1).standard_normal((2000, 3))
         ({"client": [2**63, 5]}, "session_lost"),
         ({"protocol": 0}, "protocol_mismatch"),
         ({"label": 5}, "malformed"),
+        ({"transport": None}, "malformed"),
+        ({"transport": "smoke"}, "malformed"),
+        ({"transport": "stream"}, "malformed"),  # this server has no data plane
     ],
 )
 def test_only_a_client_that_is_attached_gets_one(peer: Any, change: dict[str, Any], code: str) -> None:
@@ -153,19 +155,38 @@ def test_an_answer_to_nobody_is_taken_back(server: Any, peer: Any, busy: Any) ->
     assert busy(peer.pool) == []
 
 
+class LinkOfNobody(Link):
+    """A link that carries nothing."""
+
+    alive = True
+
+    def is_alive(self) -> bool:
+        return self.alive
+
+    def read(self, wire: dict[str, Any]) -> Any:
+        raise AssertionError
+
+    write = take_back = read  # type: ignore[assignment]
+
+    def close(self) -> None:
+        pass
+
+
 def test_time_to_live_spares_sessions_with_a_running_call() -> None:
     now = [0.0]
     store = SessionStore(max_sessions=8, ttl=10, clock=lambda: now[0])
-    idle, working = store.open(shmpool.ClientId(1, 1)), store.open(shmpool.ClientId(2, 2))
+    one, other = LinkOfNobody(), LinkOfNobody()
+    idle, working = store.open(one), store.open(other)
     working.running = 1
     now[0] = 11
-    assert store.lost(lambda client: True) == [idle]
-    assert store.lost(lambda client: False) == [idle, working]
+    assert store.lost() == [idle]
+    one.alive = other.alive = False
+    assert store.lost() == [idle, working]
 
 
 def test_remembered_calls_are_bounded() -> None:
     store = SessionStore(max_sessions=8, ttl=10)
-    session = store.open(shmpool.ClientId(1, 1))
+    session = store.open(LinkOfNobody())
     for number in range(5000):
         session.begin(str(number))
     assert len(session.calls) == 1024

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from gsb.errors import ProtocolError, UnsupportedValueError
-from gsb.protocol.wire import INLINE_LIMIT
+from gsb.protocol.wire import ARRAY_TAGS, INLINE_LIMIT
 
 #: dtype kinds that are plain bytes: no pointers, no code.
 DTYPE_KINDS: Final = frozenset("biufcSUmM")
@@ -90,7 +90,7 @@ def decode_value(wire: object, read_array: ReadArray, depth: int = 0) -> Any:
     wire : object
         A JSON value as made by `encode_value`.
     read_array : callable
-        Gives the array of an object tagged ``slot`` or ``npy``; checks it.
+        Gives the array of an object with a tag of `ARRAY_TAGS`; checks it.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def decode_value(wire: object, read_array: ReadArray, depth: int = 0) -> Any:
         return {key: decode_value(item, read_array, depth + 1) for key, item in wire.items()}  # type: ignore[attr-defined]
     if tag == "array":
         return decode_inline(wire)  # type: ignore[arg-type]
-    if tag in ("slot", "npy"):
+    if type(tag) is str and tag in ARRAY_TAGS:
         return read_array(wire)  # type: ignore[arg-type]
     decode = _DECODERS.get(tag) if isinstance(tag, str) else None
     if decode is None:

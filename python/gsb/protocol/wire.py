@@ -31,6 +31,9 @@ FORGET: Final = "/v1/forget"
 STATUS: Final = "/v1/status"
 HEALTH: Final = "/v1/health"
 
+#: Tags of arrays that are not in the message itself: the session's transport has them.
+ARRAY_TAGS: Final = frozenset({"slot", "ref", "npy"})
+
 #: Stages in the order in which they happen; the server measures the middle three of the work.
 STAGES: Final = (
     "client_encode",
@@ -124,16 +127,18 @@ class HelloAnswer(TypedDict):
     sklearn: str
     backends: list[str]
     pool: PoolInfo
+    transports: dict[str, dict[str, Any]]
     proof: str
 
 
 class SessionRequest(TypedDict):
-    """``POST /v1/session``."""
+    """``POST /v1/session``; the last two belong to the transport ``shared``."""
 
     protocol: int
-    pool: str
-    client: list[int]
+    transport: str
     label: NotRequired[str]
+    pool: NotRequired[str]
+    client: NotRequired[list[int]]
 
 
 class SessionAnswer(TypedDict):
