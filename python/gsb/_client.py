@@ -7,7 +7,6 @@ import atexit
 import collections
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import pickle
@@ -21,8 +20,9 @@ from typing import Any, Final, NamedTuple
 from gsb import _progress, runtime
 from gsb._codec import Inbox, Outbox
 from gsb._config import get_config
+from gsb._control import answer_of, encode_json, exchange, introduce
 from gsb._http import Address, Connection
-from gsb._remote_exceptions import error_of, is_lost_model
+from gsb._remote_exceptions import is_lost_model
 from gsb._report import Report
 from gsb.errors import (
     AuthenticationError,
@@ -30,30 +30,22 @@ from gsb.errors import (
     ModelLostError,
     PayloadTooLargeError,
     ProtocolError,
-    ProtocolVersionError,
-    ServerNotProvenError,
     TransportError,
 )
 from gsb.protocol import (
     FIT_METHODS,
     MAX_BODY_NBYTES,
-    PROTOCOL_VERSION,
     SERVER_STAGES,
-    client_proof,
     decode_value,
     encode_value,
-    proofs_match,
-    server_proof,
 )
-from gsb.protocol.wire import ATTRS, CALL, FORGET, HELLO, MODEL, SESSION, STATE, STATUS
+from gsb.protocol.wire import ATTRS, CALL, FORGET, MODEL, SESSION, STATE, STATUS
 from gsb.transports import Dialog, Transport, choose
 
 _log = logging.getLogger(__name__)
 
 #: Seconds to wait for a free slot when the call itself has no deadline.
 _SLOT_SECONDS: Final = 300.0
-
-_encode_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class Session(NamedTuple):
@@ -170,32 +162,11 @@ class Client:
                 hint="set GSB_TOKEN, or use the server's runtime directory (GSB_RUNTIME_DIR)",
             )
         try:
-            self._handshake(connection, token)
+            introduce(connection, token, get_config().connect_timeout)
         except BaseException:
             connection.close()
             raise
         return connection
-
-    def _handshake(self, connection: Connection, token: str) -> None:
-        nonce = secrets.token_hex(32)
-        host = connection.address.host
-        proof = client_proof(token, nonce, host)
-        hello = {"protocol": PROTOCOL_VERSION, "nonce": nonce, "proof": proof}
-        answer = self._exchange(connection, "POST", HELLO, hello, get_config().connect_timeout)
-        try:
-            version, server, pool = answer["protocol"], answer["server"], answer["pool"]
-            expected = server_proof(token, nonce, host, server, pool["uuid"])
-            proven = proofs_match(expected, answer["proof"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ProtocolError(f"malformed answer to hello: {error!r}") from error
-        if not proven:
-            raise ServerNotProvenError(f"the server at {self.url} does not know the token")
-        if version != PROTOCOL_VERSION:
-            raise ProtocolVersionError(f"the server speaks version {version}, this client {PROTOCOL_VERSION}")
-        connection.server = server
-        offers = answer.get("transports")
-        connection.offers = {**offers} if type(offers) is dict else {}
-        connection.authorize(token)
 
     def _session_for(self, connection: Connection) -> Session:
         found = self._session
@@ -216,7 +187,7 @@ class Client:
                 token=connection.token,
                 server=connection.server,
                 offer=offer,
-                post=lambda path, message: self._exchange(connection, "POST", path, message, settings.connect_timeout),
+                post=lambda path, message: exchange(connection, "POST", path, message, settings.connect_timeout),
                 label=" ".join(sys.argv)[:200],
                 timeout=settings.connect_timeout,
             )
@@ -248,26 +219,13 @@ class Client:
             session.transport.close()
 
     # ------------------------------------------------------------------------------ messages
-    def _exchange(
-        self,
-        connection: Connection,
-        method: str,
-        path: str,
-        message: dict[str, Any] | None,
-        timeout: float | None,
-    ) -> dict[str, Any]:
-        body = b"" if message is None else _encode_json(message).encode()
-        return _answer_of(*connection.request(method, path, body, timeout))
-
     def _ask(self, path: str, message: dict[str, Any]) -> tuple[dict[str, Any], Session]:
         """Send a small message that may be repeated; ``session`` is filled in."""
         for attempt in (1, 2):
             connection = self._connection()
             session = self._session_for(connection)
             try:
-                answer = self._exchange(
-                    connection, "POST", path, {"session": session.id, **message}, get_config().timeout
-                )
+                answer = exchange(connection, "POST", path, {"session": session.id, **message}, get_config().timeout)
                 return answer, session
             except ConnectionLostError:
                 self._threads.connection = None
@@ -334,7 +292,7 @@ class Client:
                 encoded = time.perf_counter()
                 if show:
                     show("request")
-                answer = _answer_of(*connection.request("POST", CALL, body, timeout))
+                answer = answer_of(*connection.request("POST", CALL, body, timeout))
             finally:
                 outbox.close()
             received = time.perf_counter()
@@ -363,7 +321,7 @@ class Client:
             message["forget"] = self._take_forgotten(session)
         if timeout is not None:
             message["timeout"] = timeout
-        body = _encode_json(message).encode()
+        body = encode_json(message).encode()
         if len(body) > MAX_BODY_NBYTES:
             raise PayloadTooLargeError(
                 f"the message is {len(body)} bytes long", hint="pass text and small arrays as one NumPy array"
@@ -384,7 +342,7 @@ class Client:
         """Ask for the stage of a call, from the thread that draws, over a connection of its own."""
         try:
             path = f"{CALL}/{call_id}?session={session.id}"
-            return str(self._exchange(self._connection(), "GET", path, None, 2.0).get("stage"))
+            return str(exchange(self._connection(), "GET", path, None, 2.0).get("stage"))
         except Exception:
             return None
 
@@ -448,25 +406,11 @@ class Client:
 
     def status(self) -> dict[str, Any]:
         """Ask the server what it is doing."""
-        return self._exchange(self._connection(), "GET", STATUS, None, get_config().connect_timeout)
+        return exchange(self._connection(), "GET", STATUS, None, get_config().connect_timeout)
 
 
 def _is_usable(session: Session, connection: Connection) -> bool:
     return session.server == connection.server and session.transport.is_usable
-
-
-def _answer_of(status: int, body: bytes) -> dict[str, Any]:
-    if status == 204:
-        return {}
-    if status != 200:
-        raise error_of(status, body)
-    try:
-        answer = json.loads(body)
-    except ValueError as error:
-        raise ProtocolError(f"the answer is no JSON: {body[:200]!r}") from error
-    if type(answer) is not dict:
-        raise ProtocolError(f"the answer is no object: {body[:200]!r}")
-    return answer
 
 
 def _decode_values(wire: Any, inbox: Inbox) -> dict[str, Any]:

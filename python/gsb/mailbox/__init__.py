@@ -15,7 +15,7 @@ checksum it must have travels over HTTP, and a receiver believes nothing that ha
 ==========  ==========================================================
 
 Standard library, NumPy and `shmpool.checksum` only, the same code on both sides; the allocator is the server's alone
-(`gsb_server.mailroom`).
+(`gsb_server.transports.parts`).
 """
 
 from gsb.mailbox.box import Mailbox
