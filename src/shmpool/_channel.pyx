@@ -625,9 +625,9 @@ cdef class Ring:
                     raise TypeError(f"the arrays of a message are named by strings, not {key!r}")
                 names.append(key.encode())
                 arrays.append(plain(value))
-            self.send_many(arrays, names, FORM_DICT, header, timeout)
+            self.send_many(arrays, names, FORM_DICT, header, timeout, None)
         else:
-            self.send_many([plain(data)], None, FORM_ARRAY, header, timeout)
+            self.send_many([plain(data)], None, FORM_ARRAY, header, timeout, None)
 
     cdef int write_inline(self, uint64_t position, cnp.ndarray a, bytes text, bint fortran, uint64_t meta,
                           uint64_t start, uint64_t nbytes) except -1:
@@ -646,9 +646,35 @@ cdef class Ring:
 
     def _send_list(self, list arrays, object timeout):
         """Send C-contiguous arrays without names."""
-        self.send_many(arrays, None, FORM_LIST, None, timeout)
+        self.send_many(arrays, None, FORM_LIST, None, timeout, None)
 
-    cdef int send_many(self, list arrays, list names, int form, object header, object timeout) except -1:
+    def _reserve(self, object timeout):
+        """Take a cell for a message that comes later; its position. It counts as a message, and keeps the attachment.
+
+        Whoever takes it calls `_send_reserved` until that succeeds, or `_cancel`.
+        """
+        cdef uint64_t position
+        self.begin()
+        try:
+            self.claim(timeout, &position)
+        except BaseException:
+            self.end()
+            raise
+        return position
+
+    def _send_reserved(self, object position, list arrays, object timeout):
+        """`_send_list` into a reserved cell; after an error it is still reserved."""
+        self.send_many(arrays, None, FORM_LIST, None, timeout, position)
+        self.end()
+
+    def _cancel(self, uint64_t position):
+        """Leave nothing in a reserved cell."""
+        if not self.forked():
+            shmpool_ring_bury(&self.r, position, self.r.p.me + 1)  # evicted: it is not mine, and nothing happens
+            self.end()
+
+    cdef int send_many(self, list arrays, list names, int form, object header, object timeout,
+                       object reserved) except -1:
         cdef bytes encoded = b""
         cdef uint64_t room = 8
         cdef uint64_t nbytes = 0
@@ -674,7 +700,10 @@ cdef class Ring:
             if room <= self.r.cell_nbytes and aligned(room, ALIGN) + nbytes <= self.r.cell_nbytes:
                 arrays = [contiguous(item) for item in arrays]
                 meta = self.describe(arrays, names, texts, form, encoded, room, None)
-                self.claim(timeout, &position)
+                if reserved is None:
+                    self.claim(timeout, &position)
+                else:
+                    position = reserved
                 try:
                     self.fill_inline(position, meta, arrays)
                 except BaseException:
@@ -682,7 +711,7 @@ cdef class Ring:
                     raise
                 self.publish(position)
             else:
-                self.send_slot(arrays, names, texts, form, encoded, room, nbytes, timeout)
+                self.send_slot(arrays, names, texts, form, encoded, room, nbytes, timeout, reserved)
         finally:
             self.end()
         return 0
@@ -744,7 +773,7 @@ cdef class Ring:
         return 0
 
     cdef int send_slot(self, list arrays, list names, list texts, int form, bytes header, uint64_t room,
-                       uint64_t nbytes, object timeout) except -1:
+                       uint64_t nbytes, object timeout, object reserved) except -1:
         """Copy the arrays into a slot and send its handle."""
         cdef uint64_t deadline = self.deadline(timeout, self.core.default_timeout)
         cdef uint64_t meta_offset = 0
@@ -752,7 +781,8 @@ cdef class Ring:
         cdef uint64_t offset = 0
         if not self.roles & SHMPOOL_ROLE_SENDS:
             self.declare(SHMPOOL_ROLE_SENDS)
-        self.await_room(deadline)
+        if reserved is None:
+            self.await_room(deadline)
         try:
             if form == FORM_ARRAY and room <= self.r.cell_nbytes:
                 a = arrays[0]
@@ -780,7 +810,7 @@ cdef class Ring:
         except errors.PoolFullError as error:
             raise errors.ChannelFullError(
                 f"no slot for the message: {error.message}", hint=error.hint) from error
-        self.post(handle, meta, meta_offset, nbytes, deadline)
+        self.post(handle, meta, meta_offset, nbytes, deadline, reserved)
         return 0
 
     cdef object pack(self, list arrays, list offsets, uint64_t total, bytes meta, uint64_t meta_offset,
@@ -794,16 +824,20 @@ cdef class Ring:
                 loan.array[meta_offset:] = np.frombuffer(meta, np.uint8)
             return loan.seal()
 
-    cdef int post(self, object handle, bytes meta, uint64_t meta_offset, uint64_t nbytes, uint64_t deadline) except -1:
+    cdef int post(self, object handle, bytes meta, uint64_t meta_offset, uint64_t nbytes, uint64_t deadline,
+                  object reserved) except -1:
         """Send a sealed slot of mine; frees it if that fails."""
         cdef uint64_t position
         cdef shmpool_cell_t *cell
         cdef int rc
-        try:
-            self.claim(left(deadline), &position)
-        except BaseException:
-            self.core.free(handle)
-            raise
+        if reserved is not None:
+            position = reserved
+        else:
+            try:
+                self.claim(left(deadline), &position)
+            except BaseException:
+                self.core.free(handle)
+                raise
         cell = shmpool_ring_cell(&self.r, position)
         if meta_offset == 0:
             memcpy(shmpool_ring_payload(&self.r, position), PyBytes_AsString(meta), PyBytes_Size(meta))
@@ -837,7 +871,7 @@ cdef class Ring:
             meta = self.describe([array], None, [text], FORM_ARRAY, encoded, room, [0])
             nbytes = array.nbytes
             del array
-            self.post(loan.seal(), meta, 0, nbytes, deadline)
+            self.post(loan.seal(), meta, 0, nbytes, deadline, None)
         finally:
             self.end()
 
@@ -886,8 +920,18 @@ cdef class Ring:
         return message
 
     def _recv_list(self, object timeout):
-        """The next message of `_send_list`, as writable arrays: nobody else has them."""
+        """The next message of `_send_list`, as writable arrays: nobody else has them.
+
+        Views of its slot; private copies where readers keep half of the region's slots already. A program that collects
+        what it receives would otherwise stop its own senders.
+        """
         return self.receive(timeout, True, None)
+
+    cdef bint crowded(self, uint32_t slot):
+        """Whether what receivers keep takes more than half of the region that `slot` is of, that one included."""
+        region = self.core.geometry.region_of(slot)
+        n_kept, n_slots = self.core.n_kept(region)
+        return 2 * n_kept > n_slots
 
     cdef object receive(self, object timeout, bint writable, list headers):
         cdef uint64_t position = 0
@@ -985,6 +1029,8 @@ cdef class Ring:
         self.wake_senders(position)
         if error is not None:
             raise error
+        if writable and owner is not None and self.crowded(slot):
+            result = [private_copy(array) for array in result]
         return result
 
     cdef object read(self, const uint8_t *meta, uint64_t meta_nbytes, const uint8_t *data, uint64_t data_nbytes,
@@ -1090,6 +1136,12 @@ cdef object plain(object array):
         raise errors.UnsupportedDtypeError(
             "a masked array is two arrays.", hint="send its .data and its .mask, or array.filled(value)")
     return np.asarray(array)
+
+
+cdef object private_copy(cnp.ndarray array):
+    fresh = np.empty_like(array)
+    _core.fast_copy(fresh, array)
+    return fresh
 
 
 cdef object contiguous(cnp.ndarray array):

@@ -1513,6 +1513,19 @@ cdef class Core:
                 n += 1
         return n
 
+    def n_kept(self, object region):
+        """(slots of a region that are free but for somebody's pins, slots of the region)."""
+        cdef int index = REGION_INDEX[region]
+        cdef uint32_t slot
+        cdef uint32_t first = self.p.geometry.region_start[index]
+        cdef uint32_t n = self.p.geometry.region_slots[index]
+        cdef uint32_t kept = 0
+        self.check_open()
+        for slot in range(first, first + n):
+            if shmpool_word_state(shmpool_load64(&self.p.slots[slot].word)) == SHMPOOL_RETIRED:
+                kept += min(shmpool_relaxed32(&self.p.slots[slot].span), n)
+        return kept, n
+
 
 def fast_copy(cnp.ndarray target not None, cnp.ndarray source not None, int n_threads=0):
     """Copy between two C-contiguous arrays of the same size with the engine of `put`, the GIL released."""

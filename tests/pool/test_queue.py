@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """shmpool.Queue: CPython's own queue tests, run against it, and what multiprocessing.Queue does not have.
 
-Not run are the tests of what a queue without a feeder thread does not have (docs/channels.md, *Queue*).
+Not run are the tests of what such a queue does otherwise (docs/channels.md, *Queue*).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ theirs = pytest.importorskip("test._test_multiprocessing", reason="this CPython 
 DIFFERENT = {
     "test_task_done": "of JoinableQueue, which shmpool does not have",
     "test_queue_feeder_donot_stop_onexc": "put() raises what pickling raises, at once and where it can be caught",
-    "test_queue_feeder_on_queue_feeder_error": "there is no feeder thread, hence no hook for its errors",
+    "test_queue_feeder_on_queue_feeder_error": "put() pickles, not a feeder thread: there is no hook for its errors",
     "test_no_import_lock_contention": "tests multiprocessing's feeder thread against the import lock, not a queue",
 }
 TESTS = sorted(name for name in dir(theirs._TestQueue) if name.startswith("test_") and name not in DIFFERENT)
