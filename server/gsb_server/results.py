@@ -85,11 +85,21 @@ class ResultWriter:
         pending = self._pending
         if not pending:
             return
+        if len(pending) > 1:
+            pending = self._let_go(pending)
         if len(pending) == 1:
             self._write(*pending[0], self.shared.timeout)
         else:
             self._write_several(pending)
         self._pending = []
+
+    def _let_go(self, pending: list[tuple[dict[str, Any], Array]]) -> list[tuple[dict[str, Any], Array]]:
+        """Copy what lies in slots already, if other arrays must wait for theirs: nothing may be held meanwhile."""
+        pool = self.shared.pool
+        if all(pool.handle_of(array) is not None for _, array in pending):
+            return pending
+        self._pending = []
+        return [(place, array if pool.handle_of(array) is None else array.copy(order="K")) for place, array in pending]
 
     def _write_several(self, pending: list[tuple[dict[str, Any], Array]]) -> None:
         shared = self.shared

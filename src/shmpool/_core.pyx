@@ -1285,6 +1285,36 @@ cdef class Core:
             shmpool_copy(dst, src, nbytes, 0)
         return fresh
 
+    def handle_of(self, cnp.ndarray array not None):
+        """The handle of an array that `get` returned as it is; None for any other. See `Pool.handle_of`."""
+        cdef shmpool_descriptor_t d
+        cdef Handle handle
+        cdef int k
+        cdef PyObject *found = cnp.PyArray_BASE(array)
+        base = None if found == NULL else <object>found
+        if type(base) is not Pin or (<Pin>base).core is not self:
+            return None
+        cdef uint32_t slot = (<Pin>base).slot
+        # Pinned by the array itself: neither the descriptor nor the generation changes.
+        if shmpool_read_descriptor(&self.p, slot, &d) != SHMPOOL_OK or d.ndim != cnp.PyArray_NDIM(array):
+            return None
+        if (<uint8_t *>cnp.PyArray_DATA(array) != shmpool_slot_data(&self.p, slot) + d.data_offset
+                or <uint64_t>cnp.PyArray_NBYTES(array) != d.nbytes or d.dtype_offset != 0
+                or text_of(descr_of(array)) != PyBytes_FromStringAndSize(d.dtype, d.dtype_nbytes)):
+            return None
+        for k in range(d.ndim):
+            if cnp.PyArray_DIM(array, k) != d.shape[k]:
+                return None
+        if not (cnp.PyArray_IS_F_CONTIGUOUS(array) if d.order == 1 else cnp.PyArray_IS_C_CONTIGUOUS(array)):
+            return None
+        handle = Handle.__new__(Handle)
+        handle._uuid = self.uuid
+        handle.slot = slot
+        handle.span = d.span
+        handle.generation = shmpool_word_generation(shmpool_load64(&self.p.slots[slot].word))
+        handle.nbytes = d.nbytes
+        return handle
+
     def free(self, Handle handle):
         """Free a sealed array: now, or when its last pin goes."""
         self.check_handle(handle)

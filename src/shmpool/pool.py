@@ -439,6 +439,20 @@ class Pool:
             return True
         return self._core.n_free(self._core.geometry.region_of(handle.slot)) < _AUTO_KEEP_FREE
 
+    def handle_of(self, array: NDArray[Any]) -> Handle | None:
+        """The handle of an array that :meth:`get` has returned: for sending on what is in the pool already.
+
+        Returns
+        -------
+        Handle or None
+            None for any other array, slices and reshaped views of one from :meth:`get` included.
+
+        Notes
+        -----
+        Lifetime: the array may have been freed meanwhile: then the handle is stale, while this view stays.
+        """
+        return self._core.handle_of(array)
+
     def free(self, handle: Handle) -> None:
         """Free an array: now, or when the last view of it is gone. Any client may, once.
 

@@ -44,12 +44,10 @@ class Bench:
 
     def job_on(self, method: str, *handles: shmpool.Handle, timeout: float | None = DEADLINE) -> Job:
         views = [self.pool.get(handle) for handle in handles]
-        job = self.job(method, *views, timeout=timeout)
-        job.stored = {id(view): handle for view, handle in zip(views, handles, strict=True)}
-        return job
+        return self.job(method, *views, timeout=timeout)
 
     def finish(self, outcome: Outcome) -> Any:
-        """Copy the result and free its slots."""
+        """Copy the result; its slots are free when the outcome dies."""
 
         def copy(value: Any) -> Any:
             if isinstance(value, np.ndarray):
@@ -58,11 +56,7 @@ class Bench:
                 return tuple(copy(item) for item in value)
             return {key: copy(item) for key, item in value.items()} if isinstance(value, dict) else value
 
-        result = copy(outcome.result)
-        outcome.result = None
-        for handle in outcome.stored.values():
-            self.pool.free(handle)
-        return result
+        return copy(outcome.result)
 
     def put(self, array: np.ndarray[Any, Any]) -> shmpool.Handle:
         return self.client.put(array, timeout=DEADLINE)

@@ -410,3 +410,26 @@ def test_the_memory_of_a_region_is_where_its_arrays_are(pool_path: Path) -> None
         assert pool.prefault("input", SLOT, wait=True) == GEOMETRY["input_slots"] * SLOT
     with Pool.create(pool_path, **{**GEOMETRY, "scratch_slots": 0}, prefault_nbytes=0) as pool:
         assert pool.memory("scratch") == (0, 0)
+
+
+def test_a_view_knows_its_handle(pool_path: Path) -> None:
+    with Pool.create(pool_path, **GEOMETRY, prefault_nbytes=0) as pool, Pool.attach(pool_path) as other:
+        for array in (
+            np.arange(12.0).reshape(3, 4),
+            np.asfortranarray(np.ones((3, 4), "i2")),
+            np.array(3),
+            np.empty(0),
+        ):
+            handle = pool.put(array)
+            view = pool.get(handle)
+            assert pool.handle_of(view) == handle
+            assert other.handle_of(view) is None
+            assert pool.handle_of(pool.get(handle, copy=True)) is None
+            pool.free(handle)
+            assert pool.handle_of(view) == handle
+            del view
+        handle = pool.put(np.arange(12.0).reshape(3, 4))
+        view = pool.get(handle)
+        for part in (view[:], view[1:], view.T, view.reshape(12), view.view("u8")):
+            assert pool.handle_of(part) is None
+        assert pool.handle_of(np.ones(3)) is None

@@ -11,12 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import shmpool
 
 __all__ = [
     "Backend",
@@ -117,9 +114,6 @@ class Job:
         Only a backend with a GPU may do it.
     timeout : float or None
         Seconds after which nobody waits for it.
-    stored : dict of int to shmpool.Handle
-        ``id(array)`` to handle, for arguments that lie in the pool whole. For the backend that sends them on to
-        another process; the others need not know.
     """
 
     estimator: str
@@ -131,7 +125,6 @@ class Job:
     config: dict[str, Any]
     strict: bool = False
     timeout: float | None = None
-    stored: dict[int, shmpool.Handle] = field(default_factory=dict)
 
     def on_host(self) -> Job:
         """Return the job with arrays that were streamed to a device brought back, for a backend without one."""
@@ -166,9 +159,6 @@ class Outcome:
         Why this backend, where it is not the one asked first.
     backend, device : str
         Who did it and on what, where a chain had the choice.
-    stored : dict of int to shmpool.Handle
-        ``id(array)`` to handle, for arrays of the result that lie in slots of this process already; whoever sends the
-        result gives or frees them.
     detail : dict of str to float
         Further times in seconds, of a backend that has stages of its own.
     """
@@ -186,7 +176,6 @@ class Outcome:
     reason: str = ""
     backend: str = ""
     device: str = ""
-    stored: dict[int, shmpool.Handle] = field(default_factory=dict)
     detail: dict[str, float] = field(default_factory=dict)
 
 

@@ -17,7 +17,7 @@ import select
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -295,26 +295,30 @@ class _Unpacker(pickle.Unpickler):
         return self._find(reference)
 
 
-def pack(value: object, stored: Mapping[int, shmpool.Handle] | None = None) -> tuple[bytes, tuple[shmpool.Handle, ...]]:
+def pack(
+    value: object, handle_of: Callable[[np.ndarray[Any, Any]], shmpool.Handle | None] | None = None
+) -> tuple[bytes, tuple[shmpool.Handle, ...]]:
     """Pickle a value, with references in place of arrays that lie in slots.
 
     Parameters
     ----------
     value : object
         May contain `Placed`, `StreamSpec` and `ModelReference`, which the other side resolves.
-    stored : mapping, optional
-        ``id(array)`` to handle.
+    handle_of : callable, optional
+        Gives the handle of an array that lies in the pool, or None.
     """
     handles: list[shmpool.Handle] = []
     places: dict[int, int] = {}
 
     def refer(item: Any) -> Any:
         kind = type(item)
-        if kind is np.ndarray and stored and (handle := stored.get(id(item))) is not None:
-            if id(item) not in places:
+        if kind is np.ndarray:
+            if id(item) in places:
+                return "slot", places[id(item)]
+            if handle_of is not None and (handle := handle_of(item)) is not None:
                 places[id(item)] = len(handles)
                 handles.append(handle)
-            return "slot", places[id(item)]
+                return "slot", places[id(item)]
         if kind is Placed:
             return "slot", item.index
         if kind is StreamSpec:

@@ -235,6 +235,13 @@ def free_all(pool: shmpool.Pool, handles: tuple[shmpool.Handle, ...]) -> None:
             continue
 
 
+def free_if_owned(pool: shmpool.Pool, handle: shmpool.Handle) -> None:
+    """Free a slot that is still ours: nobody was given it."""
+    with contextlib.suppress(shmpool.ShmPoolError):
+        if pool.owner(handle) == pool.client:
+            pool.free(handle)
+
+
 @dataclass(slots=True)
 class _Stream:
     """The admission and the worker of an array that arrives in parts."""
@@ -442,9 +449,8 @@ class SupervisedBackend:
         kind: str,
         value: object,
         deadline: float,
-        stored: dict[int, shmpool.Handle] | None = None,
     ) -> Answer:
-        body, handles = pack(value, stored)
+        body, handles = pack(value, self.pool.handle_of)
         answer = worker.ask(kind, body, handles, self._take_forgotten(worker), deadline)
         failure = answer.failure
         if failure is None:
@@ -476,21 +482,22 @@ class SupervisedBackend:
         weakref.finalize(model, self._forgotten.append, (worker.incarnation, number)).atexit = False
         return model
 
-    def _open(self, answer: Answer, *, copy: bool, stored: dict[int, shmpool.Handle] | None = None) -> Any:
-        """Unpickle an answer; arrays in slots are views (noted in ``stored``), or copies of freed slots."""
-        done = 0
+    def _open(self, answer: Answer, *, copy: bool = False) -> Any:
+        """Unpickle an answer. Arrays in slots become views, or copies.
+
+        A slot is freed when the view of it dies, unless it was given to a client by then: whoever sends the view on
+        need not copy it, and whoever drops it need not know.
+        """
+        views: list[Any] = []
         try:
-            views = []
             for handle in answer.handles:
                 view = self.pool.get(handle, copy=copy)
-                if stored is not None:
-                    stored[id(view)] = handle
+                if not copy:
+                    weakref.finalize(view, free_if_owned, self.pool, handle).atexit = False
                 views.append(view)
-            value = unpack(answer.body, lambda reference: views[reference[1]])
-            done = 1
-            return value
+            return unpack(answer.body, lambda reference: views[reference[1]])
         finally:
-            if copy or not done:
+            if copy or len(views) < len(answer.handles):
                 free_all(self.pool, answer.handles)
 
     # ------------------------------------------------------------------ Backend
@@ -528,11 +535,10 @@ class SupervisedBackend:
         sent = Job(job.estimator, job.params, reference, job.method, args, kwargs, job.config, strict=job.strict)
         number = None if reference is None else reference.number
         begun = time.perf_counter()
-        answer = self._ask(worker, "run", (sent, number), deadline, job.stored)
+        answer = self._ask(worker, "run", (sent, number), deadline)
         if answer.free_nbytes >= 0:
             self._gate.resize(answer.free_nbytes)
-        stored: dict[int, shmpool.Handle] = {}
-        outcome, detail = self._open(answer, copy=False, stored=stored)
+        outcome, detail = self._open(answer)
         assert isinstance(outcome, Outcome)
         if job.model is not None:
             outcome.model = job.model
@@ -540,7 +546,6 @@ class SupervisedBackend:
             outcome.model = self._model(worker, outcome.model)
         else:
             outcome.model = None
-        outcome.stored = stored
         outcome.detail = {
             **detail,
             "device_wait": waited,
@@ -569,7 +574,7 @@ class SupervisedBackend:
 
     def _whole(self, answer: Answer) -> Any:
         if not answer.handles:
-            return self._open(answer, copy=False)
+            return self._open(answer)
         # A private copy, and a mutable one: arrays that are unpickled from immutable bytes are read-only.
         inner = self._open(answer, copy=True)
         return unpack(inner.data, _no_references)
@@ -585,7 +590,7 @@ class SupervisedBackend:
     def _make(self, kind: str, value: object) -> tuple[Any, int]:
         with self._in_turn(math.inf):
             worker = self._current(math.inf)
-            number, nbytes = self._open(self._ask(worker, kind, value, math.inf), copy=False)
+            number, nbytes = self._open(self._ask(worker, kind, value, math.inf))
             return self._model(worker, number), nbytes
 
     # ------------------------------------------------------------------ arrays in parts
@@ -653,8 +658,7 @@ class SupervisedBackend:
                 worker = self._current(math.inf)
                 nbytes = min(step, spec.nbytes - offset)
                 answer = self._ask(worker, "fetch", (spec.key, offset, nbytes), math.inf)
-                flat[offset : offset + nbytes] = self._open(answer, copy=False)
-                free_all(self.pool, answer.handles)
+                flat[offset : offset + nbytes] = self._open(answer)
         return whole
 
     def _localized(self, value: Any, worker: _Worker) -> Any:

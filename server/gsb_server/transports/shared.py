@@ -57,13 +57,21 @@ class SharedLink(Link):
         return self.pool.get(handle)
 
     def write(self, array: Array, timeout: float) -> dict[str, Any]:
-        """Write a result into the output region and give it to the client."""
-        handle = _encode_result(array, timeout)
+        """Write a result into the output region, unless it lies there already, and give it to the client."""
+        handle = self._ours(array) or _encode_result(array, timeout)
         try:
             self.pool.give(handle, self.attachment)
         except shmpool.ClientGoneError:
             raise ServerError("session_lost", "the client ended before its answer", "") from None
         return {"$": "slot", "handle": handle.to_dict()}
+
+    def _ours(self, array: Array) -> shmpool.Handle | None:
+        """Return the handle of a result that the GPU worker has put into a slot, and only of such a one."""
+        handle = self.pool.handle_of(array)
+        try:
+            return handle if handle is not None and self.pool.owner(handle) == self.pool.client else None
+        except shmpool.StaleHandleError:
+            return None  # a view of an argument that the client has freed meanwhile
 
     def take_back(self, wire: dict[str, Any]) -> bool:
         """Free a slot that is still the client's."""
