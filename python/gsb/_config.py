@@ -28,6 +28,7 @@ class Config:
     keep_state: bool = False
     npy_dir: str | None = None
     transport: Literal["shared", "stream", "file"] | None = None
+    file_dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.fallback not in ("error", "local"):
@@ -65,6 +66,7 @@ def _from_environment() -> Config:
         fallback=fallback,  # type: ignore[arg-type]  # checked in __post_init__
         npy_dir=os.environ.get("GSB_NPY_DIR") or None,
         transport=os.environ.get("GSB_TRANSPORT") or None,  # type: ignore[arg-type]  # checked in __post_init__
+        file_dir=os.environ.get("GSB_FILE_DIR") or None,
     )
 
 
@@ -100,6 +102,9 @@ def config(**settings: object) -> _Restore:
         Fetch the whole fitted state after each fit, so that the model outlives the server. Default False.
     transport : {"shared", "stream", "file"}, optional
         How arrays travel. Default: ``$GSB_TRANSPORT``, else the first of these that works with the server.
+    file_dir : str, optional
+        For the transport ``file``: the server's directory of that name, as it is called on this side. Default:
+        ``$GSB_FILE_DIR``, else where WSL2 would show it, else the server's own name for it.
     npy_dir : str, optional
         Directory from which ``.npy`` results of an older server are read. Default: ``$GSB_NPY_DIR``, else
         none are read.

@@ -131,11 +131,8 @@ class Connection:
         Blocking: until the answer is there, or for `timeout` seconds without a byte. After any error the
         connection is closed: what comes next on it could be the answer to this request.
         """
-        head = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n\r\n"
         try:
-            self._socket.settimeout(timeout)
-            # In one piece, so that the server wakes once.
-            self._socket.sendall(head.encode("latin-1") + body)
+            self._send(method, path, body, timeout)
             return self._read_answer()
         except TransportError:
             self.close()
@@ -151,6 +148,28 @@ class Connection:
         except BaseException:
             self.close()
             raise
+
+    def begin(self, method: str, path: str, body: bytes, timeout: float) -> None:
+        """Send a request and leave it at that: the open connection is the message. `is_stale` once it is answered.
+
+        Raises
+        ------
+        ConnectionLostError
+            The connection broke.
+        """
+        try:
+            self._send(method, path, body, timeout)
+        except OSError as error:
+            self.close()
+            raise ConnectionLostError(
+                f"the connection to {self.address.url} broke: {error.strerror or error}"
+            ) from error
+
+    def _send(self, method: str, path: str, body: bytes, timeout: float | None) -> None:
+        head = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n\r\n"
+        self._socket.settimeout(timeout)
+        # In one piece, so that the server wakes once.
+        self._socket.sendall(head.encode("latin-1") + body)
 
     def _read_answer(self) -> tuple[int, bytes]:
         data = bytearray()

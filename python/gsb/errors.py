@@ -231,6 +231,8 @@ CODE_CLASSES: dict[str, type[GSBError]] = {
     "session_lost": SessionLostError,
     "model_lost": ModelLostError,
     "too_large": PayloadTooLargeError,
+    "transfer_damaged": DamagedTransferError,
+    "mailbox_failed": MailboxError,
     "internal": RemoteError,
     "worker_lost": WorkerLostError,
     "pool_full": ServerBusyError,

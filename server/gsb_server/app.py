@@ -43,10 +43,12 @@ def default_socket() -> Path:
 class Request:
     """What a handler needs of a request. Starlette's own costs more than a small call."""
 
-    __slots__ = ("body", "given", "id", "received", "scope")
+    __slots__ = ("body", "given", "hung_up", "id", "received", "scope")
 
-    def __init__(self, scope: Scope, body: bytes, received: float) -> None:
+    def __init__(self, scope: Scope, body: bytes, received: float, hung_up: Receive) -> None:
         self.scope = scope
+        # Once the body has been read, the next event is that the client hangs up.
+        self.hung_up = hung_up
         self.body = body
         self.received = received
         # Arrays that the answer names; nobody would ever free them if it is not delivered.
@@ -89,7 +91,7 @@ class Endpoint:
                     body = b"".join(parts)
                 if message["type"] == "http.disconnect":
                     return
-            request = Request(scope, body, time.perf_counter())
+            request = Request(scope, body, time.perf_counter(), receive)
             status, answer = await self.handler(request)
             if request.given and await _hung_up(receive):
                 self.service.take_back(request.given)
@@ -150,6 +152,13 @@ def _routes(service: Service) -> list[Route]:
         service.forget(request.json())
         return 204, b""
 
+    async def file(request: Request) -> tuple[int, bytes]:
+        return _json(await service.file(request.json()))
+
+    async def attend(request: Request) -> tuple[int, bytes]:
+        await service.attend(request.json(), request.hung_up)
+        return 204, b""
+
     async def health(request: Request) -> tuple[int, bytes]:
         return _json({"status": "shutting down" if service.closing else "ok"})
 
@@ -163,10 +172,12 @@ def _routes(service: Service) -> list[Route]:
         (wire.STATE, "POST", state),
         (wire.MODEL, "POST", load),
         (wire.FORGET, "POST", forget),
+        (wire.FILE, "POST", file),
         (wire.CALL + "/{call}", "GET", progress),
         (wire.HELLO, "POST", hello),
         (wire.SESSION, "POST", open_session),
         (wire.SESSION + "/{session}", "DELETE", close_session),
+        (wire.ATTEND, "POST", attend),
         (wire.HEALTH, "GET", health),
         (wire.STATUS, "GET", status),
     ]

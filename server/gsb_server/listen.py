@@ -16,7 +16,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,6 +90,12 @@ class _Server(uvicorn.Server):
     """uvicorn, saying when it is ready."""
 
     ready_fd: int | None = None
+    #: Called before it waits for the requests that are under way.
+    on_shutdown: Callable[[], None] = staticmethod(lambda: None)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.on_shutdown()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -165,8 +171,9 @@ def serve(settings: Settings, ready_fd: int | None = None, parent_fd: int | None
                 name="gsb-parent",
                 daemon=True,
             ).start()
+        app = create_app(settings.with_(socket=socket_path), data)
         config = uvicorn.Config(
-            create_app(settings.with_(socket=socket_path), data),
+            app,
             loop="uvloop",
             http="httptools",
             ws="none",
@@ -181,6 +188,7 @@ def serve(settings: Settings, ready_fd: int | None = None, parent_fd: int | None
         )
         server = _Server(config)
         server.ready_fd = ready_fd
+        server.on_shutdown = app.state.service.leave
         for listener in sockets:
             log.info("listening on %s", _address(listener))
         server.run(sockets=sockets)

@@ -18,6 +18,7 @@ import secrets
 import time
 import traceback
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from .settings import Settings
 from .summary import pack_state, summarize
 from .transports import DataListeners, Transports
 from .transports.base import Given
+from .transports.file import FileLink
 from .workers import Workers
 
 __all__ = ["EstimatorError", "Service"]
@@ -114,6 +116,10 @@ class Service:
         self._watcher = asyncio.create_task(self._watch(), name="gsb-watcher")
         self._warm_up = asyncio.create_task(self.workers.run(self._warm_up_job), name="gsb-warm-up")
         log.info("backend %s on %s: %s", self.backend.name, self.choice.probe.device, self.choice.reason)
+
+    def leave(self) -> None:
+        """Say that the end is near: requests that only wait are answered."""
+        self.closing = True
 
     async def stop(self) -> None:
         """Finish what runs, within the time allowed, and let go of everything."""
@@ -223,6 +229,26 @@ class Service:
         if session is not None:
             session.link.close()
         return self.models.drop_session(session_id)
+
+    async def file(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Do what a client of the transport ``file`` asks for."""
+        session, link = self._file_link(body)
+        session.running += 1
+        try:
+            return await self.transports.file.run(link, body)
+        finally:
+            session.running -= 1
+
+    async def attend(self, body: dict[str, Any], hung_up: Callable[[], Awaitable[Any]]) -> None:
+        """Take a client of the transport ``file`` for alive until it hangs up."""
+        _, link = self._file_link(body)
+        await self.transports.file.attend(link, hung_up, lambda: self.closing)
+
+    def _file_link(self, body: dict[str, Any]) -> tuple[Session, FileLink]:
+        session = self.sessions.get(body.get("session"))
+        if not isinstance(session.link, FileLink):
+            raise ServerError("malformed", "the session has no mailbox", "open one with the transport `file`")
+        return session, session.link
 
     def _check_protocol(self, body: dict[str, Any]) -> None:
         version = field(body, "protocol", int)
@@ -515,6 +541,7 @@ class Service:
                 "counters": dict(pool.counters),
                 "stat": pool.stat().to_dict(),
             },
+            "mailbox": self.transports.file.status(),
             "workers": {"threads": self.workers.threads, "pending": self.workers.pending},
             "sessions": [
                 {

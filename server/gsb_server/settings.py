@@ -96,6 +96,10 @@ class Settings:
         Seconds that an upload may wait for room in the pool, whatever its client asks for.
     max_data_connections : int
         Data connections of one session.
+    file_dir : Path or None
+        Directory of the mailbox of the transport ``file``, on a drive that clients see, too. None: it is not offered.
+    file_nbytes : int
+        Length of the mailbox; half of it for each direction.
     result_ttl : float
         Seconds a client has to free a result it was given; afterwards it is taken for lost.
     output_timeout : float
@@ -139,6 +143,8 @@ class Settings:
     data_grace: float = 10.0
     max_slot_wait: float = 300.0
     max_data_connections: int = 16
+    file_dir: Path | None = None
+    file_nbytes: int = 128 * 2**20
     result_ttl: float = 600.0
     output_timeout: float = 10.0
     watch_interval: float = 1.0
@@ -159,6 +165,7 @@ class Settings:
             "max_body_nbytes",
             "max_sessions",
             "max_data_connections",
+            "file_nbytes",
         ):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, not {getattr(self, name)}")

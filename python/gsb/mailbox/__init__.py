@@ -19,6 +19,6 @@ Standard library, NumPy and `shmpool.checksum` only, the same code on both sides
 """
 
 from gsb.mailbox.box import Mailbox
-from gsb.mailbox.layout import GRANULE_NBYTES, PAGE_NBYTES, Layout
+from gsb.mailbox.layout import GRANULE_NBYTES, PAGE_NBYTES, Layout, piece_generation
 
-__all__ = ["GRANULE_NBYTES", "PAGE_NBYTES", "Layout", "Mailbox"]
+__all__ = ["GRANULE_NBYTES", "PAGE_NBYTES", "Layout", "Mailbox", "piece_generation"]

@@ -117,6 +117,19 @@ class Layout:
         return cls(uuid, half_nbytes)
 
 
+def piece_generation(generation: int, at: int) -> int:
+    """Tell each piece of an array from all others, also of other lendings of the same part.
+
+    Parameters
+    ----------
+    generation : int
+        Of the part.
+    at : int
+        Where in the array the piece begins.
+    """
+    return (generation + at) % 2**64
+
+
 def _check(offset: object, nbytes: object, start: int, length: int) -> None:
     if type(offset) is not int or type(nbytes) is not int:
         raise MailboxError("offset and length of a part of the mailbox must be integers")

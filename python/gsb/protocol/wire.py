@@ -28,6 +28,8 @@ ATTRS: Final = "/v1/attrs"
 STATE: Final = "/v1/state"
 MODEL: Final = "/v1/model"
 FORGET: Final = "/v1/forget"
+FILE: Final = "/v1/file"
+ATTEND: Final = "/v1/attend"
 STATUS: Final = "/v1/status"
 HEALTH: Final = "/v1/health"
 
@@ -65,8 +67,10 @@ ERROR_STATUS: Final[dict[str, int]] = {
     "estimator_error": 422,
     "gpu_refused": 422,
     "unsupported_value": 422,
+    "transfer_damaged": 422,
     "protocol_mismatch": 426,
     "internal": 500,
+    "mailbox_failed": 500,
     "worker_lost": 502,
     "pool_full": 503,
     "busy": 503,

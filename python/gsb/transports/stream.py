@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import PurePath
 from typing import Any, Final, TypeVar
 
@@ -59,6 +59,8 @@ class StreamTransport(Transport):
         Makes a connected socket.
     token, session, where : str
         The shared secret, the session's id, and the address for people.
+    ids : iterator of int, optional
+        The ids of arrays, where another transport of the session chooses some of them.
 
     Notes
     -----
@@ -71,12 +73,19 @@ class StreamTransport(Transport):
 
     kind = "stream"
 
-    def __init__(self, connect: Callable[[], socket.socket], token: str, session: str, where: str) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], socket.socket],
+        token: str,
+        session: str,
+        where: str,
+        ids: Iterator[int] | None = None,
+    ) -> None:
         self._connect = connect
         self._token = token
         self._session = session
         self._where = where
-        self._ids = itertools.count(1)
+        self._ids = itertools.count(1) if ids is None else ids
         self._idle: list[DataConnection] = []
         self._busy: set[DataConnection] = set()
         self._room = threading.BoundedSemaphore(_MAX_CONNECTIONS)
@@ -87,7 +96,7 @@ class StreamTransport(Transport):
     @classmethod
     def open(cls, dialog: Dialog) -> Opened:
         """Open a session, and its first data connection: it shows that there is a way."""
-        connect, where = _way(dialog.address, dialog.offer, dialog.timeout)
+        connect, where = find_way(dialog.address, dialog.offer, dialog.timeout)
         request = {"protocol": PROTOCOL_VERSION, "transport": cls.kind, "label": dialog.label}
         session = str(dialog.post(SESSION, request)["session"])
         found = cls(connect, dialog.token, session, where)
@@ -111,15 +120,15 @@ class StreamTransport(Transport):
 
     def read(self, wire: dict[str, Any], copy: bool = True) -> Array:
         """Fetch an array into memory of ours; `copy` makes no difference."""
-        number = _id_of(wire)
+        number = number_of(wire)
         form = wire_data.parse_form(wire)
-        target = _empty(form)
+        target = empty_array(form)
         self._repeatedly(lambda connection: connection.get(number, target))
         return target
 
     def release(self, wire: dict[str, Any]) -> None:
         """Tell the server that it may drop an array; what is lost of such words ends with the session."""
-        number = _id_of(wire)
+        number = number_of(wire)
         with contextlib.suppress(TransportError, RemoteError):
             self._with_connection(lambda connection: connection.free([number]))
 
@@ -311,7 +320,7 @@ def _error(found: dict[str, Any]) -> Exception:
     return kind(str(found.get("message")), hint=str(found.get("hint") or ""), code=code)
 
 
-def _way(address: Address, offer: dict[str, Any], timeout: float) -> tuple[Callable[[], socket.socket], str]:
+def find_way(address: Address, offer: dict[str, Any], timeout: float) -> tuple[Callable[[], socket.socket], str]:
     """Find the data plane from here: beside the control socket, or another port of the same host."""
     name, port = offer.get("name"), offer.get("port")
     if address.path:
@@ -325,14 +334,14 @@ def _way(address: Address, offer: dict[str, Any], timeout: float) -> tuple[Calla
     return lambda: connect_tcp(host, port, timeout), f"tcp://{host}:{port}"
 
 
-def _id_of(wire: dict[str, Any]) -> int:
+def number_of(wire: dict[str, Any]) -> int:
     number = wire.get("id")
     if wire.get("$") != "ref" or type(number) is not int or not 0 <= number < 2**63:
         raise ProtocolError(f"no reference to an array: {str(wire)[:200]}")
     return number
 
 
-def _empty(form: wire_data.Form) -> Array:
+def empty_array(form: wire_data.Form) -> Array:
     """Give memory for an array; large blocks are used again, because their pages cost more than the copy."""
     if SMALLEST <= form.nbytes <= LIMIT:
         return recycler.empty(form.shape, form.dtype, form.order)

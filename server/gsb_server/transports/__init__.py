@@ -10,6 +10,7 @@ import shmpool
 from ..errors import ServerError
 from ..settings import Settings
 from .base import Link, Transport
+from .file import FileTransport
 from .shared import SharedTransport
 from .stream import DataListeners, StreamTransport
 
@@ -29,7 +30,9 @@ class Transports:
     """
 
     def __init__(self, pool: shmpool.Pool, settings: Settings, data: DataListeners | None) -> None:
-        found: list[Transport] = [SharedTransport(pool), StreamTransport(pool, settings, data)]
+        stream = StreamTransport(pool, settings, data)
+        self.file = FileTransport(pool, settings, stream)
+        found: list[Transport] = [SharedTransport(pool), stream, self.file]
         self._by_kind = {transport.kind: transport for transport in found}
 
     def offers(self) -> dict[str, dict[str, Any]]:

@@ -125,7 +125,7 @@ class StreamTransport(Transport):
         self._settings = settings
         self._links: dict[str, StreamLink] = {}
         self._listeners = listeners
-        self._plane = None if listeners is None else DataPlane(listeners, self._links.get, self._claim, settings)
+        self._plane = None if listeners is None else DataPlane(listeners, self._links.get, self.claim, settings)
 
     def offer(self) -> dict[str, Any] | None:
         """Name the addresses."""
@@ -134,8 +134,12 @@ class StreamTransport(Transport):
     def open(self, body: dict[str, Any]) -> StreamLink:
         """Make a link that waits for its first connection."""
         link = StreamLink(self.pool, self._settings)
-        self._links[link.id] = link
+        self.admit(link)
         return link
+
+    def admit(self, link: StreamLink) -> None:
+        """Let a session have data connections."""
+        self._links[link.id] = link
 
     def look_after(self) -> None:
         """Forget links that have ended."""
@@ -150,7 +154,8 @@ class StreamTransport(Transport):
         if self._plane is not None:
             self._plane.close()
 
-    def _claim(self, form: Form, timeout: float) -> shmpool.Loan:
+    def claim(self, form: Form, timeout: float) -> shmpool.Loan:
+        """Wait for a slot for an array that comes in."""
         return ShmTransport.get().loan(form.shape, form.dtype, form.order, timeout=timeout)
 
 
