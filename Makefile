@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 C_SOURCES := $(wildcard src/shmpool/core/*.h src/shmpool/os/*.h tests/c/*.c tests/c/*.h bench/c/*.c)
 
-.PHONY: help demo test test-c lint fmt bench soak wheel clean
+.PHONY: help demo test test-c lint fmt bench soak soak-mounts wheel clean
 
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench: $(VENV)/.bench-installed  ## all benchmarks against their baselines and p
 soak: $(VENV)/.dev-installed  ## 10,000 random kills
 	$(BIN)/python tests/soak/soak_kills.py --kills 10000
 	$(BIN)/python tests/soak/soak_channels.py --kills 100000
+
+soak-mounts: $(VENV)/.dev-installed  ## 10,000 arrays each way across each mount that goes stale
+	$(BIN)/python tests/soak/soak_mounts.py --transfers 10000
 
 wheel: $(VENV)/.dev-installed  ## build the abi3 wheel into dist/
 	$(PIP) wheel --quiet --no-deps --wheel-dir dist .

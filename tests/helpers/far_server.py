@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import gsb._client
 from gsb._client import Client
+from gsb._http import Connection
 from gsb.cli.server_process import ServerProcess
+from helpers.mounts import Rig
 
-__all__ = ["FarServer"]
+__all__ = ["FarServer", "pool_seen_through"]
 
 DEADLINE = 60.0
 
@@ -88,3 +93,25 @@ class FarServer:
         self._process.stop()
         self._log.close()
         shutil.rmtree(self.folder)
+
+
+@contextlib.contextmanager
+def pool_seen_through(rig: Rig) -> Iterator[None]:
+    """Have the clients of this process find the server's pool on the mount instead of below it.
+
+    That is what they would do in another kernel, where the server's own name for it leads through the mount.
+    """
+    introduce = gsb._client.introduce
+
+    def renamed(connection: Connection, token: str, timeout: float) -> None:
+        introduce(connection, token, timeout)
+        shared = connection.offers["shared"]
+        path = Path(shared["path"])
+        assert path.is_relative_to(rig.under)
+        shared["path"] = str(rig.over / path.relative_to(rig.under))
+
+    gsb._client.introduce = renamed
+    try:
+        yield
+    finally:
+        gsb._client.introduce = introduce

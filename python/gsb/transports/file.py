@@ -132,6 +132,11 @@ class FileTransport(Transport):
             return f"{self._stream.describe()}, {self.reason}"
         return f"{self._box.path} by {self._box.how}"
 
+    @property
+    def retries(self) -> int:
+        """Reads of this side that were right only at the second try."""
+        return self._box.retries
+
     # ------------------------------------------------------------------------------ arrays
     def write(self, array: Array, timeout: float | None = None) -> dict[str, Any]:
         """Send an array; it lies in the server's memory, verified, when this returns."""
