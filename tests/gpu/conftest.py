@@ -163,3 +163,9 @@ def trial(lasting: Bench) -> Iterator[Bench]:
     assert lasting.backend.probe().available
     yield lasting
     lasting.check()
+
+
+@pytest.fixture
+def standins() -> dict[str, str]:
+    """The environment of a process that finds the stand-ins."""
+    return {"PYTHONPATH": os.pathsep.join([str(STANDINS), *_source_paths()])}
