@@ -102,6 +102,7 @@ def start(
     environment: dict[str, str] | None = None,
     geometry: dict[str, Any] | None = None,
     probe: bool = True,
+    longest_pause: float = 0.05,
     **settings: Any,
 ) -> Bench:
     """Make a pool and start a worker over the stand-ins."""
@@ -117,6 +118,7 @@ def start(
         device="gsb_server.gpu.device:CupyDevice",
         device_options={"host_path": settings.get("gpu_host_path", "auto")},
         backends=backends,
+        longest_pause=longest_pause,
         environment={"PYTHONPATH": path, **(environment or {})},
     )
     bench = Bench(pool, backend)
@@ -169,3 +171,20 @@ def trial(lasting: Bench) -> Iterator[Bench]:
 def standins() -> dict[str, str]:
     """The environment of a process that finds the stand-ins."""
     return {"PYTHONPATH": os.pathsep.join([str(STANDINS), *_source_paths()])}
+
+
+@pytest.fixture
+def standin_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The fake CuPy in this process, for one test."""
+    import importlib
+    import sys
+
+    found = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "cupy"}
+    for name in found:
+        del sys.modules[name]
+    monkeypatch.syspath_prepend(str(STANDINS))
+    importlib.invalidate_caches()
+    yield importlib.import_module("cupy")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cupy"]:
+        del sys.modules[name]
+    sys.modules.update(found)

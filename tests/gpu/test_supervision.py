@@ -119,8 +119,8 @@ def test_who_only_waited_for_its_turn_does_not_kill_the_worker(trial: Any) -> No
 
 @pytest.mark.parametrize(
     "garbage",
-    [os.urandom(64), b"gsbW" + (2**60).to_bytes(8, "little"), b"gsbW" + (4).to_bytes(8, "little") + b"\x80\x05K\x01"],
-    ids=["random", "endless", "torn"],
+    [os.urandom(64), b"gsbW" + (4).to_bytes(8, "little") + b"\x80\x05K\x01"],
+    ids=["random", "torn"],
 )
 def test_nonsense_on_the_pipe_ends_the_worker_and_nothing_else(trial: Any, garbage: bytes) -> None:
     first = trial.run("pid")
@@ -128,7 +128,7 @@ def test_nonsense_on_the_pipe_ends_the_worker_and_nothing_else(trial: Any, garba
     assert trial.run("pid") != first
 
 
-@pytest.mark.parametrize("status", [700, 719, 214])
+@pytest.mark.parametrize("status", [719, 214])
 def test_a_sticky_error_replaces_the_worker(trial: Any, status: int) -> None:
     first = trial.run("pid")
     with pytest.raises(ServerError, match="device is lost") as caught:
@@ -163,12 +163,13 @@ def test_models_of_a_dead_worker_are_reported_as_lost(trial: Any) -> None:
     )
 
 
-def test_workers_that_keep_dying_are_started_more_and_more_rarely(trial: Any) -> None:
-    begun = time.monotonic()
-    for _ in range(3):
-        assert _code(lambda: trial.run("exit", 1)) == "worker_lost"
-    assert time.monotonic() - begun > 0.3
-    assert trial.run("pid")
+def test_workers_that_keep_dying_are_started_more_and_more_rarely(make_bench: Any) -> None:
+    bench = make_bench(longest_pause=30.0)
+    for _ in range(4):
+        assert _code(lambda: bench.run("exit", 1)) == "worker_lost"
+    # 0.1, 0.3, 0.9 s: up to here the next job waited for the next worker. Now the CPU had better do it.
+    with pytest.raises(RefusedByBackend, match=r"keeps ending .*status 1"):
+        bench.run("pid")
 
 
 # ---------------------------------------------------------------------------------- at the start

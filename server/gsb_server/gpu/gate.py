@@ -40,13 +40,17 @@ class GateClosedError(RuntimeError):
     """The gate was closed while the caller waited."""
 
 
+_SMALL = frozenset({bool, int, float, str, type(None)})
+
+
 def _nbytes(value: Any) -> int:
     if isinstance(value, np.ndarray):
         return value.nbytes if value.dtype.kind != "O" else 0
     if isinstance(value, dict):
         return sum(_nbytes(item) for item in value.values())
     if isinstance(value, (list, tuple)):
-        return sum(_nbytes(item) for item in value if isinstance(item, (np.ndarray, list, tuple, dict)))
+        # A list of numbers is common, and can be long.
+        return sum(_nbytes(item) for item in value if type(item) not in _SMALL)
     if type(value).__module__.startswith("scipy.sparse"):
         return sum(_nbytes(part) for part in vars(value).values())
     return 0

@@ -53,7 +53,8 @@ log = logging.getLogger("gsb_server.gpu")
 # A worker that lived this long was not ended by what ended the one before it.
 _STABLE_SECONDS = 60.0
 _FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 30.0
+# During a longer one jobs are refused, so that the CPU does them, instead of waiting.
+_PATIENCE = 2.0
 # Pinning a part takes the listening thread of a healthy worker microseconds.
 _ACKNOWLEDGE_SECONDS = 30.0
 # How long a worker has to end after its stdin was closed.
@@ -77,6 +78,10 @@ class _Pending:
 
     arrived: threading.Event = field(default_factory=threading.Event)
     answer: Answer | None = None
+
+
+class _NotSentError(ServerError):
+    """The worker had ended before it got the request: another may be asked."""
 
 
 class _Worker:
@@ -196,11 +201,15 @@ class _Worker:
         number = next(self._numbers)
         with self._lock:
             if self.ended:
-                raise self._lost()
+                raise self._lost(_NotSentError)
             self._pending[number] = pending
-        # A broken pipe means that it has ended: the thread that reads finds out why.
-        with contextlib.suppress(BrokenPipeError, TimeoutError):
+        sent = True
+        try:
             self._channel.send(Request(number, kind, body, handles, forget), deadline)
+        except BrokenPipeError:
+            sent = False  # it has ended: the thread that reads finds out why
+        except TimeoutError:
+            pass  # as no answer
         left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
         if not pending.arrived.wait(left):
             with self._lock:
@@ -215,11 +224,11 @@ class _Worker:
                 )
             pending.arrived.wait()
         if pending.answer is None:
-            raise self._lost()
+            raise self._lost(ServerError if sent else _NotSentError)
         return pending.answer
 
-    def _lost(self) -> ServerError:
-        return ServerError(
+    def _lost(self, kind: type[ServerError] = ServerError) -> ServerError:
+        return kind(
             "worker_lost",
             f"the GPU worker ended while it worked on this call: {self.ended or 'it is gone'}",
             "call again: a new worker is being started; the server's log has the details",
@@ -268,6 +277,8 @@ class SupervisedBackend:
         Keyword arguments of the device.
     environment : mapping, optional
         Added to the worker's.
+    longest_pause : float
+        Seconds between the end of a worker and the start of the next, where they keep ending.
 
     Notes
     -----
@@ -288,6 +299,7 @@ class SupervisedBackend:
         backends: tuple[str, ...] = (),
         device_options: dict[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
+        longest_pause: float = 30.0,
     ) -> None:
         settings = settings or Settings()
         options = {"host_path": settings.gpu_host_path} if device == "cupy" else {}
@@ -309,6 +321,7 @@ class SupervisedBackend:
         # SciPy reads it when it is imported, and then refuses masked arrays: only the worker may have it.
         self._environment = {"SCIPY_ARRAY_API": "1", **(environment or {})}
         self._start_timeout = settings.gpu_start_timeout
+        self._longest_pause = longest_pause
         self._gate = Gate()
         self._turn = Gate(capacity=1)
         self._state = threading.Condition()
@@ -405,14 +418,18 @@ class SupervisedBackend:
         return why
 
     def _rest(self, pause: float) -> float:
+        if pause > _PATIENCE and not self._unusable:
+            self._announce(None, f"it keeps ending ({self._last_end}); the next one is started in {pause:.0f} s")
         self._wake.wait(pause)
-        return min(_LONGEST_PAUSE, pause * 3)
+        if self._last_end:
+            self._announce(None, "")
+        return min(self._longest_pause, pause * 3)
 
     def _current(self, deadline: float) -> _Worker:
         """Return a worker that is ready, waiting for one that is being started."""
         limit = min(deadline, time.monotonic() + self._start_timeout)
         with self._state:
-            while self._worker is None:
+            while self._worker is None or self._worker.ended:
                 if self._stopping:
                     raise ServerError("shutting_down", "the server is shutting down", "start it again")
                 if self._unusable:
@@ -522,7 +539,9 @@ class SupervisedBackend:
             streamed = any(True for _ in streams_of(job))
             with self._gate.admitted(0 if streamed else estimate(job), deadline), self._in_turn(deadline):
                 waited = time.perf_counter() - begun
-                return self._run(job, deadline, waited)
+                while True:
+                    with contextlib.suppress(_NotSentError):
+                        return self._run(job, deadline, waited)
         except GateTimeoutError as error:
             raise ServerError("timeout", str(error), "wait for other calls to end, or raise the timeout") from None
         except GateClosedError as error:

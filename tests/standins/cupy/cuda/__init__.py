@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,9 @@ def alloc_pinned_memory(size: int) -> PinnedMemoryPointer:
     if os.environ.get("FAKE_CUPY_REFUSE_RING"):
         raise runtime.CUDARuntimeError(2)
     made = PinnedMemoryPointer(size)
-    runtime.note_pinned(np.frombuffer(made, np.uint8).ctypes.data, size)
+    address = np.frombuffer(made, np.uint8).ctypes.data
+    runtime.note_pinned(address, size)
+    weakref.finalize(made, runtime.hostUnregister, address).atexit = False
     return made
 
 
