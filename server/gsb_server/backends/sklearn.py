@@ -36,7 +36,7 @@ from numpy.lib.array_utils import byte_bounds
 from ..warning_capture import collect_warnings
 from .base import CapturedWarning, Job, Outcome, Probe
 
-__all__ = ["SklearnBackend"]
+__all__ = ["SklearnBackend", "estimator_class", "may_write", "parameter_names", "params_differ"]
 
 log = logging.getLogger("gsb_server")
 
@@ -73,7 +73,8 @@ def estimator_class(qualified: str) -> type:
 
 
 @functools.cache
-def _parameters(cls: Any) -> frozenset[str]:
+def parameter_names(cls: Any) -> frozenset[str]:
+    """Return the names of a class's constructor parameters."""
     return frozenset(inspect.signature(cls).parameters)
 
 
@@ -131,7 +132,8 @@ def _writable_view(array: np.ndarray) -> np.ndarray:
     return array if array.flags.writeable else np.asarray(_Borrowed(array))
 
 
-def _may_write(cls: type, job: Job, params: dict[str, Any]) -> bool:
+def may_write(cls: type, job: Job, params: dict[str, Any]) -> bool:
+    """Whether parameters or arguments allow the call to write into its input."""
     for flag in _COPY_FLAGS:
         if params.get(flag, True) is False or job.kwargs.get(flag, True) is False:
             return True
@@ -197,10 +199,10 @@ class SklearnBackend:
         args, kwargs, params = job.args, job.kwargs, job.params
         inputs = [*_arrays(args), *_arrays(kwargs), *_arrays(params)]
         key = (cls, job.method)
-        if inputs and (in_place or key in self._needs_copies or _may_write(cls, job, params)):
+        if inputs and (in_place or key in self._needs_copies or may_write(cls, job, params)):
             args, kwargs, params, inputs = _private(args), _private(kwargs), _private(params), []
         elif args and isinstance(args[0], np.ndarray) and (job.estimator, job.method) in _COPIES_ITSELF:
-            # ``_may_write`` has made sure that the flag is not off.
+            # ``may_write`` has made sure that the flag is not off.
             args = (_writable_view(args[0]), *args[1:])
         before = None if job.model is None else vars(job.model).copy()
         config: AbstractContextManager[Any] = sklearn.config_context(**job.config) if job.config else nullcontext()
@@ -255,7 +257,7 @@ class SklearnBackend:
                 for name, value in params.items()
             }
             estimator = cls(**fresh)
-        elif params and _differs(estimator, params):
+        elif params and params_differ(estimator, params):
             # The caller changed parameters since the fit. Other threads may be using the model as it was.
             if "fit" not in job.method:
                 estimator = copy.copy(estimator)
@@ -274,7 +276,7 @@ class SklearnBackend:
     def attributes(self, model: Any) -> dict[str, Any]:
         """Return everything but the parameters, private attributes included."""
         cls: Any = type(model)
-        params = _parameters(cls)
+        params = parameter_names(cls)
         return {name: value for name, value in vars(model).items() if name not in params}
 
     def export(self, model: Any) -> Any:
@@ -306,7 +308,8 @@ class SklearnBackend:
         """Nothing is held."""
 
 
-def _differs(estimator: Any, params: dict[str, Any]) -> bool:
+def params_differ(estimator: Any, params: dict[str, Any]) -> bool:
+    """Whether an estimator has other parameters than these; what cannot be compared cheaply differs."""
     for name, value in params.items():
         current = getattr(estimator, name, None)
         if current is value:
