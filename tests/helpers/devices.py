@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-__all__ = ["CupyTestDevice", "StrictDevice", "TestDevice", "TorchDevice", "make"]
+__all__ = ["CupyTestDevice", "FakeCupyDevice", "StrictDevice", "TestDevice", "TorchDevice", "make"]
 
 
 class TestDevice:
@@ -146,6 +146,28 @@ class CupyTestDevice(TestDevice):
         self.real.synchronize()
 
 
+class FakeCupyDevice(TestDevice):
+    """The stand-in for CuPy of ``tests/standins``, for the stand-in for cuML."""
+
+    name = "fake cupy"
+    kind = "cupy"
+
+    def __init__(self) -> None:
+        super().__init__()
+        import cupy
+
+        self.xp = cupy
+
+    def _up(self, array: np.ndarray) -> Any:
+        return self.xp.ndarray.of(array)
+
+    def _down(self, value: Any) -> np.ndarray:
+        return np.asarray(value.get())
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, self.xp.ndarray)
+
+
 def make(kind: str) -> TestDevice:
     """Return a device, or skip the test and name what is absent."""
     if kind == "strict":
@@ -155,6 +177,10 @@ def make(kind: str) -> TestDevice:
         pytest.importorskip("torch", reason="torch is not installed (a CPU build does)")
         return TorchDevice()
     cupy = pytest.importorskip("cupy")
+    if kind == "fake":
+        if "fake" not in cupy.__version__:
+            pytest.skip("the stand-in for CuPy is not on the path")
+        return FakeCupyDevice()
     if not cupy.cuda.is_available():
         pytest.skip("no CUDA device")
     return CupyTestDevice()

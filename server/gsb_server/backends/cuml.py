@@ -3,9 +3,9 @@
 
 ``cuml.accel`` has a class for every estimator in ``cuml_table``. It holds a plain scikit-learn estimator, the truth
 about parameters, and cuML's own, made from it; it knows which parameters and arguments cuML cannot do
-(``UnsupportedOnGPU``) and how to turn a fitted cuML model into a plain estimator. Its ``install``, which replaces scikit-learn's classes
-everywhere and switches managed memory on, is never called. And where it would go on silently on the CPU, this backend
-refuses, so that the reason is told and the CPU's work is done in the server's process.
+(``UnsupportedOnGPU``) and how to turn a fitted cuML model into a plain estimator. Its ``install``, which replaces
+scikit-learn's classes everywhere and switches managed memory on, is never called. And where it would go on silently on
+the CPU, this backend refuses, so that the reason is told and the CPU's work is done in the server's process.
 
 Taking its word keeps us in step with cuML's published list of tests that may fail: those run on exactly these classes.
 What we use of it is not a public interface, so the version is checked, and ``tests/device/test_cuml.py`` runs against
@@ -38,6 +38,7 @@ __all__ = ["CumlBackend"]
 log = logging.getLogger("gsb_server")
 
 _LEAST_CUML = (26, 10)
+_ABSENT = object()
 
 
 @dataclass(slots=True)
@@ -214,12 +215,15 @@ class CumlBackend:
             return self.attributes(model)
         import cuml
 
-        gpu = model.proxy._gpu
-        found: dict[str, Any] = {}
+        gpu, plain = model.proxy._gpu, model.proxy._cpu
+        cls: Any = type(plain)
+        params = parameter_names(cls)
+        # Some constructors set more than their parameters.
+        found: dict[str, Any] = {name: value for name, value in vars(plain).items() if name not in params}
         with cuml.using_output_type("numpy"):
             for name in row.cheap:
-                value = getattr(gpu, name, found)
-                if value is not found:
+                value = getattr(gpu, name, _ABSENT)
+                if value is not _ABSENT:
                     found[name] = value
         for name in row.large:
             # What only some fits make is there or not; looking must not convert it.
