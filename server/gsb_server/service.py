@@ -525,6 +525,7 @@ class Service:
             "numpy": np.__version__,
             "backend": {
                 "name": self.backend.name,
+                "names": list(self.choice.names),
                 "strict_gpu": self.settings.strict_gpu,
                 "device": self.choice.probe.device,
                 "reason": self.choice.reason,

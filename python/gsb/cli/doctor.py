@@ -20,6 +20,7 @@ import shmpool
 from gsb import runtime
 from gsb._client import Client
 from gsb._config import get_config
+from gsb.cli.doctor_backends import would_compute
 from gsb.cli.machine import available_memory, format_bytes, space
 from gsb.errors import GSBError
 
@@ -105,6 +106,11 @@ def _server_packages() -> Iterator[Finding]:
         return
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _SERVER_PACKAGES)
     yield Finding("ok", "server", f"can run here: {versions}")
+
+
+def _backends() -> Iterator[Finding]:
+    if importlib.util.find_spec("gsb_server") is not None:
+        yield from (Finding(*found) for found in would_compute())
 
 
 def _memory() -> Iterator[Finding]:
@@ -197,7 +203,7 @@ def _server_says(found: dict[str, Any]) -> Iterator[Finding]:
     chosen = found["backend"]
     for name, probe in chosen["probes"].items():
         mark = "ok" if probe["available"] else "note"
-        used = " (in use)" if name == chosen["name"] else ""
+        used = " (in use)" if name in chosen["names"] else ""
         yield Finding(mark, f"backend {name}{used}", probe["reason"])
 
 
@@ -205,6 +211,7 @@ _CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _python,
     _packages,
     _server_packages,
+    _backends,
     _memory,
     _pool_folder,
     _token,
