@@ -267,12 +267,20 @@ def test_a_refusal_comes_before_any_upload(
         ("cluster.KMeans", (scipy.sparse.csr_matrix(X),), "Sparse inputs are not supported"),
         ("svm.SVC", (X, GROUPS), "Multiclass `y` is not supported"),
         ("ensemble.RandomForestRegressor", (np.where(X > 6, np.nan, X), NUMBERS), "Missing values are not supported"),
-        ("decomposition.PCA", (X, None, 1), "the arguments do not fit"),
+        ("decomposition.PCA", (X, None, 1), "fit takes 2 arguments, not 3"),
     ],
 )
 def test_what_cuml_cannot_do_is_refused(backend: CumlBackend, name: str, args: tuple[Any, ...], reason: str) -> None:
     with pytest.raises(RefusedByBackend, match=reason):
         backend.run(job(name, "fit", *args))
+
+
+def test_the_data_may_come_by_name_and_y_is_left_where_it_is_ignored(device: Any, backend: CumlBackend) -> None:
+    name = "sklearn.decomposition.PCA"
+    model = backend.run(Job(name, {"n_components": 2}, None, "fit", (), {"X": X, "y": NUMBERS}, {})).model
+    found = backend.run(Job(name, {}, model, "transform", (), {"X": X}, {})).result
+    assert found.shape == (N, 2)
+    assert device.uploads == 2, "X twice, y never"
 
 
 def test_a_method_that_cuml_lacks(backend: CumlBackend) -> None:

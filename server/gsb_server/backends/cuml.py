@@ -172,17 +172,20 @@ class CumlBackend:
         return proxy
 
     def _arguments(self, row: Row, cls: Any, job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        try:
-            bound = signature(cls._cpu_class, job.method).bind(None, *job.args, **job.kwargs)
-        except TypeError as error:
-            raise RefusedByBackend(f"the arguments do not fit: {error}") from None
-        names = list(bound.signature.parameters)[1 : len(bound.args)]
-        args = [
-            # Pipelines pass y to whoever ignores it; it need not go to the device.
-            None if name == "y" and place and not row.supervised else self._move(row, name, value)
-            for place, (name, value) in enumerate(zip(names, bound.args[1:], strict=True))
+        names = list(signature(cls._cpu_class, job.method).parameters)[1:]
+        args, kwargs = list(job.args), dict(job.kwargs)
+        if len(args) > len(names):
+            raise RefusedByBackend(f"{job.method} takes {len(names)} arguments, not {len(args)}")
+        if not args and names and names[0] in kwargs:
+            args.append(kwargs.pop(names[0]))  # cuML's stand-ins look for the data in the first place
+        # Pipelines pass y to whoever ignores it; it need not go to the device.
+        ignored = () if row.supervised else tuple(name for name in names[1:] if name == "y")
+        moved = [
+            None if name in ignored else self._move(row, name, value) for name, value in zip(names, args, strict=False)
         ]
-        return tuple(args), {name: self._move(row, name, value) for name, value in bound.kwargs.items()}
+        return tuple(moved), {
+            name: None if name in ignored else self._move(row, name, value) for name, value in kwargs.items()
+        }
 
     def _move(self, row: Row, name: str, value: Any) -> Any:
         """Upload numbers; text and sparse matrices stay, cuML brings them to the device itself."""
@@ -225,6 +228,7 @@ class CumlBackend:
                 value = getattr(gpu, name, _ABSENT)
                 if value is not _ABSENT:
                     found[name] = value
+        found.update(row.constants)
         for name in row.large:
             # What only some fits make is there or not; looking must not convert it.
             if not name.startswith("oob_") or name in vars(gpu):

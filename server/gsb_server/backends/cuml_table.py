@@ -9,8 +9,9 @@ scikit-learn's own code: that is the array_api backend.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 __all__ = ["ROWS", "Row"]
 
@@ -29,6 +30,8 @@ class Row:
     cheap, large, opaque : tuple of str
         For models whose conversion to scikit-learn is dear: the attributes that are small, those that are arrays, and
         all others. Empty: everything is converted after a fit.
+    constants : mapping
+        Attributes that the conversion sets to one value always.
     note : str
         For the documentation: what is left to the CPU beside what cuML itself refuses.
     """
@@ -36,6 +39,7 @@ class Row:
     supervised: bool = False
     reads: Literal["", "any", "c_order"] = ""
     cheap: tuple[str, ...] = ()
+    constants: Mapping[str, Any] = field(default_factory=dict)
     large: tuple[str, ...] = ()
     opaque: tuple[str, ...] = ()
     note: str = ""
@@ -46,14 +50,8 @@ class Row:
         return bool(self.large or self.opaque)
 
 
-_NEIGHBORS = (
-    "n_features_in_",
-    "n_samples_fit_",
-    "effective_metric_",
-    "effective_metric_params_",
-    "_fit_method",
-    "_tree",
-)
+_NEIGHBORS = ("n_features_in_", "n_samples_fit_", "effective_metric_", "effective_metric_params_")
+_BRUTE = {"_fit_method": "brute", "_tree": None}
 _FOREST = ("n_features_in_", "n_outputs_", "_n_samples", "_n_samples_bootstrap", "oob_score_")
 
 #: Public name -> row.
@@ -132,14 +130,20 @@ ROWS: dict[str, Row] = {
         supervised=True,
         reads="any",
         cheap=(*_NEIGHBORS, "classes_", "outputs_2d_"),
+        constants=_BRUTE,
         large=("_fit_X", "_y"),
         note="callable weights and metrics",
     ),
     "sklearn.neighbors.KNeighborsRegressor": Row(
-        supervised=True, reads="any", cheap=_NEIGHBORS, large=("_fit_X", "_y"), note="callable weights and metrics"
+        supervised=True,
+        reads="any",
+        cheap=_NEIGHBORS,
+        constants=_BRUTE,
+        large=("_fit_X", "_y"),
+        note="callable weights and metrics",
     ),
     "sklearn.neighbors.NearestNeighbors": Row(
-        reads="any", cheap=_NEIGHBORS, large=("_fit_X",), note="callable metrics; radius_neighbors"
+        reads="any", cheap=_NEIGHBORS, constants=_BRUTE, large=("_fit_X",), note="callable metrics; radius_neighbors"
     ),
     "sklearn.preprocessing.LabelBinarizer": Row(),
     "sklearn.preprocessing.LabelEncoder": Row(),

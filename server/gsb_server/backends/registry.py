@@ -28,6 +28,7 @@ _ON_THE_GPU = {
     "array_api": "gsb_server.backends.array_api:ArrayApiBackend",
 }
 _CPU = "sklearn"
+_DEVICE = "cupy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def _start_worker(
     if reason:
         return None, {name: Probe(available=False, reason=reason) for name in asked}
     worker = supervisor.SupervisedBackend(
-        pool=pool, settings=settings, device="cupy", backends=tuple(_ON_THE_GPU[name] for name in asked)
+        pool=pool, settings=settings, device=_DEVICE, backends=tuple(_ON_THE_GPU[name] for name in asked)
     )
     whole = worker.probe()
     probes = {name: worker.probes.get(name, whole) for name in asked}

@@ -414,7 +414,7 @@ class _Results:
 
     def place(self, value: Any) -> Any:
         """Return the value with host arrays and `Placed` in place of device arrays and large ones."""
-        large = sorted(self._large(value), key=lambda array: -int(array.nbytes))
+        large = sorted(self._large(value), key=_nbytes, reverse=True)
         places: dict[int, Any] = {}
         for array in large:
             if id(array) not in places:
@@ -446,12 +446,12 @@ class _Results:
     def _place(self, array: Any) -> Any:
         device = self._worker.device
         owned = device.owns(array)
-        if owned and array.nbytes < INLINE_LIMIT:
+        if owned and _nbytes(array) < INLINE_LIMIT:
             return device.download(array)
         try:
             if not owned:
                 return self._give(self._pool.put(array, *self._where(array.nbytes)))
-            dtype = np.dtype(str(array.dtype).rpartition(".")[2])
+            dtype = _dtype(array)
             fill = functools.partial(device.download, array)
             return self.fill(tuple(array.shape), dtype, fill, "F" if _is_fortran(array) else "C")
         except shmpool.PoolFullError:
@@ -480,6 +480,16 @@ class _Results:
         self._pool.give(handle, self._server)
         self._handles.append(handle)
         return Placed(len(self._handles) - 1)
+
+
+def _dtype(array: Any) -> np.dtype[Any]:
+    # Array libraries have dtypes of their own, such as "torch.float32".
+    return np.dtype(str(array.dtype).rpartition(".")[2])
+
+
+def _nbytes(array: Any) -> int:
+    """Return the bytes of an array of any library; not all of them have ``nbytes``."""
+    return int(math.prod(array.shape)) * _dtype(array).itemsize
 
 
 def _is_fortran(array: Any) -> bool:

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The whole way: server, GPU worker, scikit-learn on array_api_strict in it, and the CPU behind both."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gsb_server.backends import hardware, registry
+from sklearn.decomposition import PCA
+
+TESTS = Path(__file__).parents[1]
+X = np.random.default_rng(9).standard_normal((3000, 5))
+
+
+@pytest.fixture
+def client(make_server: Any, make_peer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    pytest.importorskip("array_api_strict")
+    monkeypatch.setattr(hardware, "missing", lambda: "")
+    monkeypatch.setattr(registry, "_DEVICE", "helpers.devices:StrictDevice")
+    monkeypatch.setattr(registry, "_ON_THE_GPU", {"array_api": registry._ON_THE_GPU["array_api"]})
+    path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    peer = make_peer(make_server())
+    assert peer.server.service.choice.names == ("array_api", "sklearn"), peer.server.service.choice.reason
+    return peer
+
+
+def test_jobs_go_to_the_worker_and_what_it_refuses_to_the_cpu(client: Any) -> None:
+    fitted = client.ok("decomposition.PCA", "fit", X, params={"n_components": 2})
+    assert (fitted["backend"], fitted["device"]) == ("array_api", "array_api_strict device1")
+    plain = PCA(2).fit(X)
+    found = {name: client.decode(value) for name, value in fitted["summary"]["attrs"].items()}
+    for name, value in vars(plain).items():
+        if name not in plain.get_params():
+            assert type(found[name]) is type(value)
+            if isinstance(value, (np.ndarray, float)):
+                np.testing.assert_allclose(found[name], value, atol=1e-9, err_msg=name)
+            else:
+                assert found[name] == value
+    done = client.ok("decomposition.PCA", "transform", X, model=fitted["model"])
+    np.testing.assert_allclose(client.decode(done["result"]), plain.transform(X))
+
+    params = {"n_components": 2, "svd_solver": "arpack", "random_state": 0}
+    refused = client.ok("decomposition.PCA", "fit", X, params=params)
+    assert refused["backend"] == "sklearn"
+    assert "array_api: svd_solver='arpack' is not possible on device arrays" in refused["reason"]
+    assert refused["device"].startswith("cpu")
+    strict = client.call("decomposition.PCA", "fit", X, params=params, strict=True)
+    assert strict.code == "gpu_refused"
+    assert "svd_solver='arpack'" in strict.json["error"]["message"]
+    strict = client.ok("preprocessing.StandardScaler", "fit_transform", X, strict=True)
+    assert strict["backend"] == "array_api"
+    np.testing.assert_allclose(client.decode(strict["result"]), (X - X.mean(0)) / X.std(0))
+
+
+def test_a_model_of_the_worker_is_given_back_and_handed_on(client: Any) -> None:
+    y = X @ np.arange(5.0)
+    fitted = client.ok("linear_model.Ridge", "fit", X, y)
+    assert fitted["backend"] == "array_api"
+    state = client.server.request("POST", "/v1/state", {"session": client.session, "model": fitted["model"]})
+    plain = pickle.loads(
+        bytes(client.decode(state.json["pickle"])), buffers=[client.decode(b) for b in state.json["buffers"]]
+    )
+    assert type(plain).__module__ == "sklearn.linear_model._ridge"
+    # A list is not for the worker; the model goes to the CPU for it, once.
+    for _ in range(2):
+        listed = client.ok("linear_model.Ridge", "predict", X[:5].tolist(), model=fitted["model"])
+        assert (listed["backend"], "X is a list" in listed["reason"]) == ("sklearn", True)
+        np.testing.assert_allclose(client.decode(listed["result"]), plain.predict(X[:5]))
+    again = client.ok("linear_model.Ridge", "predict", X, model=fitted["model"])
+    assert again["backend"] == "array_api"
+    np.testing.assert_allclose(client.decode(again["result"]), plain.predict(X))
+
+
+def test_errors_of_the_estimator_come_back_as_they_are(client: Any) -> None:
+    answer = client.call("decomposition.PCA", "fit", np.full((5, 2), np.nan))
+    assert (answer.status, answer.code) == (422, "estimator_error")
+    assert answer.json["error"]["exception"]["type"] == "builtins.ValueError"
+    assert "Input X contains NaN" in answer.json["error"]["message"]
