@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 from gsb import _progress, runtime
-from gsb._codec import Inbox, Outbox
+from gsb._codec import Inbox, Outbox, Parts
 from gsb._config import get_config
 from gsb._control import answer_of, encode_json, exchange, introduce
 from gsb._http import Address, Connection
@@ -27,6 +27,7 @@ from gsb._report import Report
 from gsb.errors import (
     AuthenticationError,
     ConnectionLostError,
+    GSBError,
     ModelLostError,
     PayloadTooLargeError,
     ProtocolError,
@@ -39,7 +40,7 @@ from gsb.protocol import (
     decode_value,
     encode_value,
 )
-from gsb.protocol.wire import ATTRS, CALL, FORGET, MODEL, SESSION, STATE, STATUS
+from gsb.protocol.wire import ATTRS, CALL, FORGET, MODEL, PART, SESSION, STATE, STATUS
 from gsb.transports import Dialog, Transport, choose
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class Session(NamedTuple):
     id: str
     server: str
     transport: Transport
+    #: Arrays above the first number of bytes are sent in parts of the second.
+    parts: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass
@@ -180,6 +183,13 @@ class Client:
 
     def _open_session(self, connection: Connection) -> Session:
         settings = get_config()
+        greeting: dict[str, Any] = {}
+
+        def post(path: str, message: dict[str, Any]) -> dict[str, Any]:
+            answer = exchange(connection, "POST", path, message, settings.connect_timeout)
+            if path == SESSION:
+                greeting.update(answer)
+            return answer
 
         def dialog(offer: dict[str, Any]) -> Dialog:
             return Dialog(
@@ -187,7 +197,7 @@ class Client:
                 token=connection.token,
                 server=connection.server,
                 offer=offer,
-                post=lambda path, message: exchange(connection, "POST", path, message, settings.connect_timeout),
+                post=post,
                 label=" ".join(sys.argv)[:200],
                 timeout=settings.connect_timeout,
             )
@@ -197,9 +207,13 @@ class Client:
             former.transport.close()
         try:
             opened = choose(connection.offers, dialog, self._transport)
-        except (KeyError, TypeError, AttributeError) as error:
+            parts = greeting.get("parts")
+            limits = None if parts is None else (max(1, int(parts["above"])), max(1, int(parts["nbytes"])))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, GSBError):
+                raise
             raise ProtocolError(f"malformed answer to session: {error!r}") from error
-        session = Session(opened.session, connection.server, opened.transport)
+        session = Session(opened.session, connection.server, opened.transport, limits)
         _log.info("session %s with the server at %s", session.id, self.url)
         return session
 
@@ -283,7 +297,7 @@ class Client:
         timeout = get_config().timeout
         call_id = secrets.token_hex(16)
         begun = call.started or time.perf_counter()
-        outbox = Outbox(session.transport, timeout or _SLOT_SECONDS)
+        outbox = Outbox(session.transport, timeout or _SLOT_SECONDS, self._parts(connection, session, timeout))
         with self._shown(call, call_id, session) as show:
             try:
                 if show:
@@ -299,6 +313,18 @@ class Client:
             if show:
                 show("client_decode")
             return _decode_call(call, session, outbox, answer, (begun, encoded, received))
+
+    def _parts(self, connection: Connection, session: Session, timeout: float | None) -> Parts | None:
+        if session.parts is None:
+            return None
+        head = {"session": session.id} if timeout is None else {"session": session.id, "timeout": timeout}
+        return Parts(
+            *session.parts,
+            post=lambda message: exchange(connection, "POST", PART, head | message, timeout),
+            forget=lambda key: exchange(
+                connection, "POST", FORGET, {"session": session.id, "models": [], "arrays": [key]}, 5.0
+            ),
+        )
 
     def _encode_call(self, call: Call, call_id: str, session: Session, outbox: Outbox, timeout: float | None) -> bytes:
         write = outbox.write

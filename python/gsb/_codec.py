@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import secrets
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gsb._config import get_config
 from gsb.errors import ProtocolError
 from gsb.protocol import INLINE_LIMIT, decode_inline, encode_inline
+from gsb.protocol.data import flat_bytes, form_of
 
 if TYPE_CHECKING:
     from gsb.shm_transport import ShmTransport
@@ -83,6 +86,27 @@ def _load_npy(path: object) -> Array:
         raise ProtocolError(f"cannot read {target}: {error}") from error
 
 
+class Parts(NamedTuple):
+    """How arrays travel in parts.
+
+    Attributes
+    ----------
+    above : int
+        Arrays of more bytes do.
+    nbytes : int
+        Of one part.
+    post : callable
+        Sends a message ``POST /v1/part``.
+    forget : callable
+        Tells the server to drop an array.
+    """
+
+    above: int
+    nbytes: int
+    post: Callable[[dict[str, Any]], object]
+    forget: Callable[[str], object]
+
+
 class Outbox:
     """The arrays that one message has sent ahead, to be let go of when it is answered.
 
@@ -92,11 +116,14 @@ class Outbox:
         How they travel.
     timeout : float, optional
         Seconds to wait for room.
+    parts : Parts, optional
+        How arrays are sent that are too large for one piece; without it there are none.
     """
 
-    def __init__(self, transport: Transport, timeout: float | None = None) -> None:
+    def __init__(self, transport: Transport, timeout: float | None = None, parts: Parts | None = None) -> None:
         self._transport = transport
         self._timeout = timeout
+        self._parts = parts
         # The same object twice in one message travels once: X used as y, a weight used twice.
         self._sent: dict[int, tuple[Array, dict[str, Any]]] = {}
         self.nbytes = 0
@@ -106,10 +133,33 @@ class Outbox:
         found = self._sent.get(id(array))
         if found is not None:
             return found[1]
-        wire = self._transport.write(array, self._timeout)
+        if self._parts is not None and array.nbytes > self._parts.above:
+            wire = self._in_parts(array, self._parts)
+        else:
+            wire = self._transport.write(array, self._timeout)
         self._sent[id(array)] = (array, wire)
         self.nbytes += array.nbytes
         return wire
+
+    def _in_parts(self, array: Array, parts: Parts) -> dict[str, Any]:
+        """Send an array piece by piece: the server takes one away while the next is copied."""
+        if not (array.flags.c_contiguous or array.flags.f_contiguous):
+            array = np.ascontiguousarray(array)
+        form = form_of(array).to_dict()
+        key = secrets.token_hex(16)
+        flat = np.frombuffer(flat_bytes(array), np.uint8)
+        try:
+            for offset in range(0, array.nbytes, parts.nbytes):
+                wire = self._transport.write(flat[offset : offset + parts.nbytes], self._timeout)
+                try:
+                    parts.post({"array": key, "offset": offset, "part": wire, **form})
+                finally:
+                    self._transport.release(wire)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                parts.forget(key)
+            raise
+        return {"$": "parts", "array": key, **form}
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -122,7 +172,8 @@ class Outbox:
     def close(self) -> None:
         """Let go of the arrays. A server that still reads one keeps it until it is done."""
         for _, wire in self._sent.values():
-            self._transport.release(wire)
+            if wire["$"] != "parts":  # those went away with the call
+                self._transport.release(wire)
 
 
 class Inbox:

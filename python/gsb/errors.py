@@ -20,6 +20,7 @@
     │   ├── SessionLostError       (LookupError)
     │   ├── StaleArrayError        (LookupError)          the slot was freed meanwhile
     │   ├── ForeignHandleError     (PermissionError)      the slot belongs to somebody else
+    │   ├── WorkerLostError                               the server's GPU worker ended in the middle of the call
     │   └── RemoteMemoryError      (MemoryError)
     ├── ModelLostError             (LookupError)          the server no longer has the fitted model
     ├── PayloadTooLargeError       (ValueError)

@@ -148,6 +148,9 @@ def _routes(service: Service) -> list[Route]:
     async def load(request: Request) -> tuple[int, bytes]:
         return await service.on_worker("load", request.json(), request.id, request.given)
 
+    async def part(request: Request) -> tuple[int, bytes]:
+        return await service.part(request.json(), request.id)
+
     async def forget(request: Request) -> tuple[int, bytes]:
         service.forget(request.json())
         return 204, b""
@@ -171,6 +174,7 @@ def _routes(service: Service) -> list[Route]:
         (wire.ATTRS, "POST", attrs),
         (wire.STATE, "POST", state),
         (wire.MODEL, "POST", load),
+        (wire.PART, "POST", part),
         (wire.FORGET, "POST", forget),
         (wire.FILE, "POST", file),
         (wire.CALL + "/{call}", "GET", progress),

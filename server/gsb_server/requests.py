@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from gsb.protocol import ESTIMATORS, METHODS, decode_value
 
+from .backends.base import StreamedArray
 from .errors import ServerError
 
 if TYPE_CHECKING:
@@ -119,18 +120,28 @@ class ArrayReader:
     Lifetime: the arrays are read-only views; their room is taken until the last of them dies.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, parts: Callable[[dict[str, Any]], Any] | None = None) -> None:
         self.link = link
         self.nbytes = 0
+        #: Ids of arrays in parts that the request has named.
+        self.parts: list[str] = []
+        self._take = parts
 
     def decode(self, value: Any) -> Any:
         """Decode a value."""
         return decode_value(value, self._read)
 
-    def _read(self, value: dict[str, Any]) -> np.ndarray[Any, np.dtype[Any]]:
+    def _read(self, value: dict[str, Any]) -> Any:
         if value.get("$") == "npy":
             # A path in a request would make the server read files for the asking.
             raise ServerError("malformed", "files are not accepted in requests", "send arrays by the transport")
+        if value.get("$") == "parts":
+            if self._take is None:
+                raise ServerError("malformed", "arrays in parts are for arguments only", "see docs/http-api.md")
+            found = self._take(value)
+            self.parts.append(value["array"])
+            self.nbytes += found.spec.nbytes if isinstance(found, StreamedArray) else found.nbytes
+            return found
         array = self.link.read(value)
         self.nbytes += array.nbytes
         return array

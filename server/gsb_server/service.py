@@ -11,6 +11,7 @@ The methods named ``*_job`` run on a worker thread, all others on the event loop
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ from .backends.sklearn import estimator_class
 from .errors import ServerError, describe_exception, envelope, from_exception
 from .metrics import Metrics
 from .models import ModelEntry, ModelStore
+from .parts import PartStore, streaming_backend
 from .requests import ArrayReader, check_config, check_estimator, check_method, check_params, field
 from .results import Results, ResultWriter
 from .sessions import CallState, Session, SessionStore
@@ -110,6 +113,8 @@ class Service:
         self.backend = self.choice.backend
         threads = min(settings.worker_threads, self.backend.max_workers or settings.worker_threads)
         self.workers = Workers(threads, settings.queue_limit)
+        self.parts = PartStore(self.pool, streaming_backend(self.backend), settings.result_ttl)
+        self._part_threads = ThreadPoolExecutor(2 * settings.max_sessions, thread_name_prefix="gsb-part")
         self.results = Results(self.pool, settings.output_timeout)
         # Results would otherwise pay for the first touch of every page of a slot, one after the other.
         self.pool.prefault("output", min(settings.slot_nbytes, _PREFAULT_NBYTES))
@@ -132,6 +137,7 @@ class Service:
         if not idle:
             log.warning("%d calls are still running and are abandoned", self.workers.pending)
         self.workers.close()
+        self._part_threads.shutdown(wait=False, cancel_futures=True)
         for session in self.sessions.all():
             self.close_session(session.id)
         self.transports.close()
@@ -171,6 +177,7 @@ class Service:
         if lost:
             self.pool.reclaim()
         self.models.expire()
+        self.parts.expire()
         now = time.monotonic()
         while self._given and self._given[0][0] < now:
             _, given = self._given.popleft()
@@ -221,13 +228,14 @@ class Service:
             link.close()
             raise
         self.metrics.sessions_opened += 1
-        return {"session": session.id, "server": self.id, **link.greeting()}
+        return {"session": session.id, "server": self.id, "parts": self.parts.greeting, **link.greeting()}
 
     def close_session(self, session_id: str) -> int:
         """Forget a session and its models; return how many those were."""
         session = self.sessions.close(session_id)
         if session is not None:
             session.link.close()
+        self.parts.drop_session(session_id)
         return self.models.drop_session(session_id)
 
     async def file(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -340,9 +348,10 @@ class Service:
         name = check_estimator(field(body, "estimator", str))
         method = check_method(field(body, "method", str))
         cls = estimator_class(name)
+        inputs = ArrayReader(session.link, functools.partial(self.parts.take, session.id))
+        args = tuple([inputs.decode(item) for item in field(body, "args", list, [])])
+        kwargs = {key: inputs.decode(item) for key, item in field(body, "kwargs", dict, {}).items()}
         reader = ArrayReader(session.link)
-        args = tuple([reader.decode(item) for item in field(body, "args", list, [])])
-        kwargs = {key: reader.decode(item) for key, item in field(body, "kwargs", dict, {}).items()}
         params = {key: reader.decode(item) for key, item in field(body, "params", dict, {}).items()}
         config = {key: reader.decode(item) for key, item in field(body, "config", dict, {}).items()}
         if params:
@@ -352,7 +361,12 @@ class Service:
         entry = self._model_for(body, name, method, params)
         state.stage = "compute"
         left = None if timeout is None else max(0.0, timeout - (time.perf_counter() - received))
-        outcome = self._compute(entry, Job(name, params, None, method, args, kwargs, config, strict, left))
+        try:
+            outcome = self._compute(entry, Job(name, params, None, method, args, kwargs, config, strict, left))
+        finally:
+            if inputs.parts:
+                del args, kwargs
+                self.parts.drop(session.id, inputs.parts)
         computed = outcome.started + outcome.compute_seconds
         state.stage = "server_encode"
         answer: dict[str, Any] = {"result": None if outcome.is_self else writer.encode(outcome.result)}
@@ -383,8 +397,10 @@ class Service:
             "server_encode": time.perf_counter() - computed,
         }
         answer["stages"] = stages
+        if outcome.detail:
+            answer["detail"] = outcome.detail
         answer["queue"] = queued
-        return answer, (name, method, {**stages, "queue": queued}, reader.nbytes, writer.nbytes)
+        return answer, (name, method, {**stages, "queue": queued}, inputs.nbytes + reader.nbytes, writer.nbytes)
 
     def _model_for(self, body: dict[str, Any], name: str, method: str, params: dict[str, Any]) -> ModelEntry | None:
         model_id = body.get("model")
@@ -438,6 +454,29 @@ class Service:
             one = Given(writer.link, wire)
             given.append(one)
             self._given.append((deadline, one))
+
+    async def part(self, body: dict[str, Any], request_id: str) -> tuple[int, bytes]:
+        """Take one part of an array. Answered when its slot may be freed; an upload may still go on."""
+        session = self.sessions.get(body.get("session"))
+        session.running += 1
+        try:
+            # Threads of their own: the first part of an array may wait for memory that a call will set free.
+            return await asyncio.get_running_loop().run_in_executor(
+                self._part_threads, self._part_job, session, body, request_id
+            )
+        finally:
+            session.running -= 1
+
+    def _part_job(self, session: Session, body: dict[str, Any], request_id: str) -> tuple[int, bytes]:
+        try:
+            timeout = body.get("timeout")
+            if timeout is not None and (type(timeout) not in (int, float) or not timeout > 0):
+                raise ServerError("malformed", "timeout must be a positive number", "see docs/http-api.md")
+            received = self.parts.receive(session.id, body, ArrayReader(session.link).decode, timeout)
+        except BaseException as error:
+            status, answer, _ = self._refusal(error, request_id)
+            return status, answer
+        return 200, _dumps({"nbytes": received})
 
     # ------------------------------------------------------------------ models
 
@@ -509,6 +548,7 @@ class Service:
         session = self.sessions.get(body.get("session"))
         for model_id in _texts(body, "models"):
             self.models.remove(model_id, session.id)
+        self.parts.drop(session.id, _texts(body, "arrays"))
 
     # ------------------------------------------------------------------ status
 

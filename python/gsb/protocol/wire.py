@@ -27,6 +27,7 @@ CALL: Final = "/v1/call"
 ATTRS: Final = "/v1/attrs"
 STATE: Final = "/v1/state"
 MODEL: Final = "/v1/model"
+PART: Final = "/v1/part"
 FORGET: Final = "/v1/forget"
 FILE: Final = "/v1/file"
 ATTEND: Final = "/v1/attend"
@@ -34,7 +35,7 @@ STATUS: Final = "/v1/status"
 HEALTH: Final = "/v1/health"
 
 #: Tags of arrays that are not in the message itself: the session's transport has them.
-ARRAY_TAGS: Final = frozenset({"slot", "ref", "npy"})
+ARRAY_TAGS: Final = frozenset({"slot", "ref", "npy", "parts"})
 
 #: Stages in the order in which they happen; the server measures the middle three of the work.
 STAGES: Final = (

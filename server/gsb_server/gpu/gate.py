@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,15 +70,16 @@ def estimate_stream(nbytes: int) -> int:
 class Pass:
     """An admission; given back once."""
 
-    def __init__(self, gate: Gate, nbytes: int) -> None:
+    def __init__(self, gate: Gate, nbytes: int, lane: str) -> None:
         self._gate: Gate | None = gate
         self.nbytes = nbytes
+        self.lane = lane
 
     def give_back(self) -> None:
         """Let the next ones in. Twice is harmless."""
         gate, self._gate = self._gate, None
         if gate is not None:
-            gate._give_back(self.nbytes)
+            gate._give_back(self.nbytes, self.lane)
 
 
 class Gate:
@@ -96,20 +97,20 @@ class Gate:
 
     def __init__(self, capacity: int = 0) -> None:
         self.capacity = capacity
-        self._taken = 0
-        self._queue: deque[object] = deque()
+        self._taken: Counter[str] = Counter()
+        self._queues: defaultdict[str, deque[object]] = defaultdict(deque)
         self._changed = threading.Condition()
         self._closed = False
 
     @property
     def taken(self) -> int:
         """Bytes admitted."""
-        return self._taken
+        return self._taken.total()
 
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return len(self._queue)
+        return sum(len(queue) for queue in self._queues.values())
 
     def resize(self, free_nbytes: int) -> None:
         """Note how much the device has for jobs when none is running."""
@@ -123,7 +124,7 @@ class Gate:
             self._closed = True
             self._changed.notify_all()
 
-    def admit(self, nbytes: int, deadline: float = math.inf) -> Pass:
+    def admit(self, nbytes: int, deadline: float = math.inf, lane: str = "job") -> Pass:
         """Wait for room.
 
         Parameters
@@ -131,6 +132,9 @@ class Gate:
         nbytes : int
         deadline : float
             On ``time.monotonic()``.
+        lane : str
+            Each has a queue of its own, and one of each is admitted whatever the others hold. Arrays in parts keep
+            their memory until a job has used them: if jobs could wait for them, both would wait for ever.
 
         Raises
         ------
@@ -141,27 +145,28 @@ class Gate:
         """
         me = object()
         with self._changed:
-            self._queue.append(me)
+            queue = self._queues[lane]
+            queue.append(me)
             try:
                 while not self._closed:
-                    if self._queue[0] is me and (not self._taken or self._taken + nbytes <= self.capacity):
-                        self._taken += nbytes
-                        return Pass(self, nbytes)
+                    if queue[0] is me and (not self._taken[lane] or self.taken + nbytes <= self.capacity):
+                        self._taken[lane] += nbytes
+                        return Pass(self, nbytes, lane)
                     left = deadline - time.monotonic()
                     if left <= 0:
                         raise GateTimeoutError(
-                            f"{nbytes >> 20} MiB of device memory did not become free: {self._taken >> 20} of "
-                            f"{self.capacity >> 20} MiB are taken, {len(self._queue) - 1} others wait"
+                            f"{nbytes >> 20} MiB of device memory did not become free: {self.taken >> 20} of "
+                            f"{self.capacity >> 20} MiB are taken, {len(queue) - 1} others wait"
                         )
                     self._changed.wait(None if left == math.inf else left)
                 raise GateClosedError("the server is shutting down")
             finally:
-                self._queue.remove(me)
+                queue.remove(me)
                 self._changed.notify_all()
 
-    def _give_back(self, nbytes: int) -> None:
+    def _give_back(self, nbytes: int, lane: str) -> None:
         with self._changed:
-            self._taken -= nbytes
+            self._taken[lane] -= nbytes
             self._changed.notify_all()
 
     @contextmanager

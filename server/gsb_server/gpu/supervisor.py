@@ -635,7 +635,7 @@ class SupervisedBackend:
                     "stale_handle", "the parts that came before were lost with the GPU worker", "send the array again"
                 )
             try:
-                admission = self._gate.admit(estimate_stream(spec.nbytes), deadline)
+                admission = self._gate.admit(estimate_stream(spec.nbytes), deadline, "stream")
             except GateTimeoutError as error:
                 raise ServerError("timeout", str(error), "wait for other calls to end") from None
             except GateClosedError as error:
