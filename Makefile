@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 C_SOURCES := $(wildcard src/shmpool/core/*.h src/shmpool/os/*.h tests/c/*.c tests/c/*.h bench/c/*.c)
 
-.PHONY: help demo test test-c lint fmt bench soak soak-mounts wheel clean
+.PHONY: help demo test test-c test-gpu lint fmt bench soak soak-mounts wheel clean
 
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,17 @@ test: $(VENV)/.dev-installed  ## every test: Python, C under sanitizers, crashes
 
 test-c: $(VENV)/.dev-installed  ## only the C core, plain and under the sanitizers
 	$(BIN)/python -m pytest tests/c
+
+# CUDA=12 or 13; GPU_PYTHON=python3 where CuPy and cuML are there already, as on a machine without a registry
+CUDA ?= 13
+GPU_PYTHON ?= $(BIN)/python
+
+$(VENV)/.gpu-installed: $(VENV)/.dev-installed
+	$(PIP) install --quiet --editable '.[cuda$(CUDA)]'
+	@touch $@
+
+test-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.gpu-installed)  ## the GPU backends on the GPU of this machine
+	SCIPY_ARRAY_API=1 $(GPU_PYTHON) -m pytest tests/device tests/gpu
 
 lint: $(VENV)/.dev-installed  ## ruff, mypy --strict, stubtest, cython-lint, clang-format, import contracts
 	$(BIN)/ruff check .

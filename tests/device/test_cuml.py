@@ -215,6 +215,52 @@ REFUSED = [
 ]
 
 
+#: What the documentation says besides.
+NOTED: list[tuple[str, dict[str, Any]]] = [
+    ("cluster.DBSCAN", {"metric": "manhattan"}),
+    ("cluster.HDBSCAN", {"metric": "manhattan"}),
+    ("cluster.HDBSCAN", {"metric_params": {"a": 1}}),
+    ("cluster.HDBSCAN", {"store_centers": "both"}),
+    ("cluster.KMeans", {"init": len}),
+    ("cluster.SpectralClustering", {"affinity": "nearest_neighbors", "assign_labels": "discretize"}),
+    ("ensemble.IsolationForest", {"warm_start": True}),
+    ("ensemble.RandomForestClassifier", {"criterion": "log_loss"}),
+    ("ensemble.RandomForestClassifier", {"class_weight": "balanced_subsample"}),
+    ("ensemble.RandomForestClassifier", {"monotonic_cst": [1, 0]}),
+    ("ensemble.RandomForestClassifier", {"min_weight_fraction_leaf": 0.1}),
+    ("ensemble.RandomForestRegressor", {"criterion": "absolute_error"}),
+    ("kernel_ridge.KernelRidge", {"kernel": len}),
+    ("linear_model.Ridge", {"solver": "lbfgs"}),
+    ("manifold.SpectralEmbedding", {"affinity": "rbf"}),
+    ("manifold.TSNE", {"init": np.zeros((3, 2))}),
+    ("neighbors.KNeighborsClassifier", {"weights": len}),
+    ("neighbors.KNeighborsRegressor", {"metric": len}),
+    ("neighbors.KernelDensity", {"metric": "haversine"}),
+    ("preprocessing.OneHotEncoder", {"drop": "if_binary"}),
+    ("preprocessing.OneHotEncoder", {"min_frequency": 2}),
+    ("preprocessing.OneHotEncoder", {"dtype": np.int64}),
+    ("preprocessing.TargetEncoder", {"categories": [[1]], "random_state": 0}),
+    ("preprocessing.TargetEncoder", {"random_state": np.random.RandomState(0)}),
+    ("svm.LinearSVC", {"intercept_scaling": 2.0}),
+    ("svm.LinearSVC", {"multi_class": "crammer_singer"}),
+    ("svm.LinearSVR", {"intercept_scaling": 2.0}),
+    ("svm.SVC", {"kernel": len}),
+    ("svm.SVC", {"probability": True}),
+    ("svm.SVR", {"kernel": len}),
+]
+
+
+@pytest.mark.parametrize(("name", "params"), NOTED, ids=[f"{name}-{next(iter(params))}" for name, params in NOTED])
+def test_what_the_documentation_says_of_cuml(name: str, params: dict[str, Any]) -> None:
+    from cuml.internals.interop import UnsupportedOnGPU
+
+    if "fake" in cuml.__version__:
+        pytest.skip("cuml is the stand-in, which refuses less")
+    cls = _stand_in(f"sklearn.{name}")
+    with pytest.raises(UnsupportedOnGPU):
+        cls._gpu_class._params_from_cpu(cls._cpu_class(**params))
+
+
 def _stand_in(name: str) -> Any:
     package, _, cls = name.rpartition(".")
     return getattr(importlib.import_module(f"cuml.accel._overrides.{package}"), cls)

@@ -16,6 +16,9 @@ from typing import Any, Literal
 __all__ = ["ROWS", "Limit", "Row", "refuses_params"]
 
 
+_TYPES = {int: "an integer", str: "a name"}
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """What a parameter may be.
@@ -39,7 +42,7 @@ class Limit:
 
     def describe(self, name: str) -> str:
         """Say it for people."""
-        words = [f"`{value!r}`" for value in self.values] + [f"an {kind.__name__}" for kind in self.types]
+        words = [f"`{value!r}`" for value in self.values] + [_TYPES[kind] for kind in self.types]
         return f"`{name}` {' or '.join(words)}"
 
 

@@ -298,7 +298,8 @@ def _unsupported() -> type[Exception]:
 
 
 def _why(refusal: Exception, otherwise: str) -> str:
-    return str(refusal) or otherwise
+    """Return cuML's words in one line: some of them show a whole array."""
+    return " ".join(str(refusal).split())[:200] or otherwise
 
 
 def _gpu_params(gpu_class: Any, plain: Any) -> dict[str, Any]:

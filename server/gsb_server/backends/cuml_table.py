@@ -60,7 +60,7 @@ ROWS: dict[str, Row] = {
         reads="any",
         cheap=("n_features_in_",),
         large=("components_", "core_sample_indices_", "labels_"),
-        note="algorithms other than auto and brute; metrics other than euclidean, precomputed, cosine",
+        note="algorithms other than auto and brute; metrics other than euclidean, l2, cosine, precomputed",
     ),
     "sklearn.cluster.HDBSCAN": Row(
         cheap=("n_features_in_",),
@@ -98,7 +98,8 @@ ROWS: dict[str, Row] = {
         cheap=(*_FOREST, "classes_", "n_classes_"),
         large=("oob_decision_function_",),
         opaque=("estimator_", "estimators_"),
-        note="criterion log_loss; warm_start; monotonic_cst; ccp_alpha; int max_samples; balanced_subsample; NaN; "
+        note="criterion log_loss; warm_start; monotonic_cst; ccp_alpha; min_weight_fraction_leaf; int max_samples; "
+        "class_weight balanced_subsample; NaN; "
         "several targets",
     ),
     "sklearn.ensemble.RandomForestRegressor": Row(
@@ -106,8 +107,8 @@ ROWS: dict[str, Row] = {
         cheap=_FOREST,
         large=("oob_prediction_",),
         opaque=("estimator_", "estimators_"),
-        note="criterion other than squared_error and poisson; warm_start; monotonic_cst; ccp_alpha; int max_samples; "
-        "NaN; several targets",
+        note="criterion absolute_error; warm_start; monotonic_cst; ccp_alpha; min_weight_fraction_leaf; "
+        "int max_samples; NaN; several targets",
     ),
     "sklearn.kernel_ridge.KernelRidge": Row(
         supervised=True, cheap=("n_features_in_",), large=("X_fit_", "dual_coef_"), note="callable kernels"
@@ -147,12 +148,12 @@ ROWS: dict[str, Row] = {
     ),
     "sklearn.preprocessing.LabelBinarizer": Row(),
     "sklearn.preprocessing.LabelEncoder": Row(),
-    "sklearn.preprocessing.OneHotEncoder": Row(note="drop if_binary; infrequent categories; integer dtype"),
+    "sklearn.preprocessing.OneHotEncoder": Row(note="drop if_binary; min_frequency; integer dtype"),
     "sklearn.preprocessing.TargetEncoder": Row(
         supervised=True, note="categories other than auto; random states other than None and integers; several classes"
     ),
     "sklearn.svm.LinearSVC": Row(supervised=True, note="intercept_scaling; multi_class crammer_singer"),
     "sklearn.svm.LinearSVR": Row(supervised=True, note="intercept_scaling"),
-    "sklearn.svm.SVC": Row(supervised=True, note="more than two classes; probability; precomputed kernels"),
-    "sklearn.svm.SVR": Row(supervised=True, note="precomputed kernels"),
+    "sklearn.svm.SVC": Row(supervised=True, note="more than two classes; probability; callable kernels"),
+    "sklearn.svm.SVR": Row(supervised=True, note="callable kernels"),
 }

@@ -36,8 +36,6 @@ def advice(version: tuple[int, int] | None) -> str:
     if version < (12, 0):
         return "update NVIDIA's driver: CUDA 12.0 is the least that works"
     extra = "cuda13" if version >= (13, 0) else "cuda12"
-    if sys.platform == "win32":
-        return f"pip install cupy-{extra}x (cuML is for Linux only)"
     return f"pip install 'shmpool[{extra}]'"
 
 
