@@ -552,6 +552,13 @@ class Service:
 
     # ------------------------------------------------------------------ status
 
+    def _gpu_status(self) -> dict[str, Any]:
+        for backend in getattr(self.backend, "backends", (self.backend,)):
+            if hasattr(backend, "status"):
+                found: dict[str, Any] = backend.status()
+                return found
+        return {"running": False}
+
     def status(self) -> dict[str, Any]:
         """Say how things are."""
         pool = self.pool
@@ -583,6 +590,7 @@ class Service:
                 "stat": pool.stat().to_dict(),
             },
             "mailbox": self.transports.file.status(),
+            "gpu": self._gpu_status(),
             "workers": {"threads": self.workers.threads, "pending": self.workers.pending},
             "sessions": [
                 {

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A GPU worker over stand-ins: a fake CuPy on host memory and a backend that can go wrong in every way."""
+"""A GPU worker over stand-ins: a fake CuPy on host memory and a backend that can go wrong in every way.
+
+``GSB_TEST_GPU=1`` (``make test-gpu``) takes the real CuPy and a real device instead; what needs a failure that only the
+fake can bring about is skipped then.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,24 @@ from helpers.processes import eventually
 import shmpool
 
 STANDINS = Path(__file__).parent.parent / "standins"
+#: Whether the tests use a real device.
+REAL = bool(os.environ.get("GSB_TEST_GPU"))
+# Methods of the trial backend that look into the fake.
+FAKE_ONLY = frozenset({"copies", "peak", "estimator_error_over_sticky"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything here that a real device can run as well."""
+    for item in items:
+        if Path(item.path).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.gpu)
+
+
+def _needs_fake() -> None:
+    if REAL:
+        pytest.skip("only the fake CuPy can do that")
+
+
 SLOT = 1 << 20
 DEADLINE = 30.0
 TRIAL = ("trial_backend:TrialBackend",)
@@ -36,6 +58,8 @@ class Bench:
 
     def run(self, method: str, *args: Any, timeout: float | None = DEADLINE, **kwargs: Any) -> Any:
         """Run a method of the trial backend on inline arguments; the result, copied."""
+        if method in FAKE_ONLY:
+            _needs_fake()
         return self.finish(self.backend.run(self.job(method, *args, timeout=timeout, **kwargs)))
 
     def run_on(self, method: str, *handles: shmpool.Handle, timeout: float | None = DEADLINE) -> Any:
@@ -106,12 +130,14 @@ def start(
     **settings: Any,
 ) -> Bench:
     """Make a pool and start a worker over the stand-ins."""
+    if any(name.startswith("FAKE_") for name in environment or {}):
+        _needs_fake()
     pool = shmpool.Pool.open(
         pool_path,
         **{"slot_nbytes": SLOT, "input_slots": 4, "output_slots": 4, "scratch_slots": 8, "prefault_nbytes": 0}
         | (geometry or {}),
     )
-    path = os.pathsep.join([str(STANDINS), *filter(None, [os.environ.get("PYTHONPATH", ""), *_source_paths()])])
+    path = os.pathsep.join([*_standin_paths(), *filter(None, [os.environ.get("PYTHONPATH", ""), *_source_paths()])])
     backend = SupervisedBackend(
         pool,
         Settings(**{"output_timeout": 2.0, "gpu_start_timeout": 60.0, **settings}),
@@ -144,6 +170,10 @@ def make_bench(pool_path: Path) -> Iterator[Callable[..., Bench]]:
         bench.end()
 
 
+def _standin_paths() -> list[str]:
+    return [str(STANDINS)] if REAL else [str(STANDINS), str(STANDINS / "fake")]
+
+
 def _source_paths() -> list[str]:
     root = Path(__file__).parents[2]
     return [str(root / part) for part in ("src", "python", "server")]
@@ -170,19 +200,20 @@ def trial(lasting: Bench) -> Iterator[Bench]:
 @pytest.fixture
 def standins() -> dict[str, str]:
     """The environment of a process that finds the stand-ins."""
-    return {"PYTHONPATH": os.pathsep.join([str(STANDINS), *_source_paths()])}
+    return {"PYTHONPATH": os.pathsep.join([*_standin_paths(), *_source_paths()])}
 
 
 @pytest.fixture
 def standin_cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The fake CuPy in this process, for one test."""
+    _needs_fake()
     import importlib
     import sys
 
     found = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "cupy"}
     for name in found:
         del sys.modules[name]
-    monkeypatch.syspath_prepend(str(STANDINS))
+    monkeypatch.syspath_prepend(str(STANDINS / "fake"))
     importlib.invalidate_caches()
     yield importlib.import_module("cupy")
     for name in [name for name in sys.modules if name.partition(".")[0] == "cupy"]:

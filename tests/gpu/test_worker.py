@@ -22,7 +22,7 @@ def test_arrays_go_by_slots_and_come_back_in_slots(trial: Any) -> None:
         assert np.array_equal(outcome.result, array)
         assert outcome.result.flags.f_contiguous == array.flags.f_contiguous
         assert trial.pool.owner(trial.pool.handle_of(outcome.result)) == trial.pool.client
-        assert outcome.device == "Fake GPU"
+        assert outcome.device == trial.backend.status()["device"]
         assert outcome.detail["upload"] >= 0
         del outcome
         trial.check()
@@ -166,11 +166,14 @@ def test_a_stale_handle_is_the_callers_error(trial: Any) -> None:
 
 def test_status_and_probe_say_how_it_is(trial: Any) -> None:
     probe = trial.backend.probe()
-    assert probe.device == "Fake GPU"
-    assert "pinned: DMA from the slot" in probe.reason
-    assert probe.versions["cuda driver"] == "13.0"
+    assert probe.device
+    assert "cuda driver" in probe.versions
     status = trial.backend.status()
     assert status["running"]
-    assert status["host_path"] == "pinned"
-    assert status["pinned_nbytes"] == 8 << 20
+    assert status["device"] == probe.device
     assert status["pid"] == trial.run("pid")
+    assert (status["host_path"], status["pinned_nbytes"]) in (("pinned", 8 << 20), ("ring", 0), ("pageable", 0))
+
+
+def test_slots_are_pinned_where_the_system_allows_it(trial: Any) -> None:
+    assert "pinned: DMA from the slot" in trial.backend.probe().reason, trial.backend.probe().reason

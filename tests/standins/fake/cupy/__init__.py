@@ -10,7 +10,7 @@ Faithful in what goes wrong when it is used wrongly:
 * memory ends: allocations beyond ``FAKE_CUPY_TOTAL`` bytes raise `OutOfMemoryError`;
 * after a sticky error every call fails.
 
-Found by a worker whose PYTHONPATH has the folder that holds it; ``tests/gpu/test_fake_cupy.py`` compares its names
+Found by a worker whose PYTHONPATH has the folder that holds it; ``tests/gpu/test_host_path.py`` compares its names
 and signatures with the real package where that is installed. Variables: ``FAKE_CUPY_NO_DEVICE``,
 ``FAKE_CUPY_REFUSE_PIN`` (a status), ``FAKE_CUPY_PIN_LIMIT`` (bytes), ``FAKE_CUPY_REFUSE_RING``, ``FAKE_CUPY_TOTAL``.
 """
