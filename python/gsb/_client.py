@@ -200,6 +200,7 @@ class Client:
                 post=post,
                 label=" ".join(sys.argv)[:200],
                 timeout=settings.connect_timeout,
+                asked_for=self._transport is not None,
             )
 
         former, self._session = self._session, None

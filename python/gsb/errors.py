@@ -228,6 +228,7 @@ CODE_CLASSES: dict[str, type[GSBError]] = {
     "unsupported_value": UnsupportedValueError,
     "gpu_refused": GPURefusedError,
     "duplicate_call": RemoteError,
+    "incoherent": TransportUnavailableError,
     "stale_handle": StaleArrayError,
     "session_lost": SessionLostError,
     "model_lost": ModelLostError,

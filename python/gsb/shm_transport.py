@@ -97,14 +97,14 @@ class ShmTransport:
         ShmTransport._options = {name: value for name, value in options.items() if value is not None}
 
     @classmethod
-    def attach(cls, path: str | Path, uuid: str) -> ShmTransport:
-        """Make the pool that a server names the one of this process."""
+    def attach(cls, path: str | Path, uuid: str, *, trust_mount: bool = False) -> ShmTransport:
+        """Make the pool that a server names the one of this process; `trust_mount` as for `shmpool.Pool.attach`."""
         with ShmTransport._lock:
             found = ShmTransport._instance
             if found is not None and found._pid == os.getpid() and found.pool.uuid == uuid:
                 return found
             # The former pool is not closed: views of it may still be in use. It goes with the last of them.
-            found = ShmTransport._instance = cls(shmpool.Pool.attach(path))
+            found = ShmTransport._instance = cls(shmpool.Pool.attach(path, trust_mount=trust_mount))
             ShmTransport._options = {"path": path}
             return found
 

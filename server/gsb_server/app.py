@@ -127,6 +127,9 @@ def _routes(service: Service) -> list[Route]:
     async def open_session(request: Request) -> tuple[int, bytes]:
         return _json(service.open_session(request.json()))
 
+    async def witness(request: Request) -> tuple[int, bytes]:
+        return _json(service.transports.shared.coherence.handle(request.json()))
+
     async def close_session(request: Request) -> tuple[int, bytes]:
         service.close_session(request.scope["path_params"]["session"])
         return 204, b""
@@ -179,6 +182,7 @@ def _routes(service: Service) -> list[Route]:
         (wire.FILE, "POST", file),
         (wire.CALL + "/{call}", "GET", progress),
         (wire.HELLO, "POST", hello),
+        (wire.WITNESS, "POST", witness),
         (wire.SESSION, "POST", open_session),
         (wire.SESSION + "/{session}", "DELETE", close_session),
         (wire.ATTEND, "POST", attend),

@@ -19,6 +19,9 @@ LOCK_EXCLUSIVE: Final[int]
 LOCK_BYTE_LIFE: Final[int]
 LOCK_BYTE_CHANNELS: Final[int]
 LOCK_BYTE_CLIENTS: Final[int]
+LOCK_BYTE_WITNESS: Final[int]
+WITNESS_STRIDE: Final[int]
+WITNESS_LANES: Final[int]
 REGIONS: Final[tuple[str, str, str]]
 STATES: Final[tuple[str, ...]]
 
@@ -74,6 +77,8 @@ class Geometry:
     def slots_offset(self) -> int: ...
     @property
     def table_nbytes(self) -> int: ...
+    @property
+    def witness_offset(self) -> int: ...
     @property
     def file_nbytes(self) -> int: ...
     def region_of(self, slot: int) -> Literal["input", "output", "scratch"]: ...

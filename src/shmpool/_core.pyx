@@ -94,6 +94,9 @@ LOCK_EXCLUSIVE = SHMPOOL_LOCK_EXCLUSIVE
 LOCK_BYTE_LIFE = 0
 LOCK_BYTE_CHANNELS = 1
 LOCK_BYTE_CLIENTS = 64
+LOCK_BYTE_WITNESS = 1 << 20
+WITNESS_STRIDE = SHMPOOL_WITNESS_STRIDE
+WITNESS_LANES = SHMPOOL_WITNESS_LANES
 
 REGIONS = ("input", "output", "scratch")
 STATES = ("free", "writing", "sealed", "retired", "tail")
@@ -229,6 +232,10 @@ cdef class Geometry:
     def table_nbytes(self):
         """Bytes of header, counters and tables, in whole pages."""
         return self.g.table_nbytes
+
+    @property
+    def witness_offset(self):
+        return self.g.witness_offset
 
     @property
     def file_nbytes(self):

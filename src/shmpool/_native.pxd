@@ -23,6 +23,7 @@ cdef extern from "core/channel.h" nogil:
         SHMPOOL_FORMAT_VERSION, SHMPOOL_HUGE_PAGE, SHMPOOL_MAX_SLOTS, SHMPOOL_MAX_CLIENTS
         SHMPOOL_MAX_CHANNELS, SHMPOOL_MAX_CELLS, SHMPOOL_MAX_ATTACHMENTS, SHMPOOL_PAYLOAD_OFFSET
         SHMPOOL_CHANNEL_NAME_NBYTES, SHMPOOL_CUSTODY
+        SHMPOOL_WITNESS_STRIDE, SHMPOOL_WITNESS_LANES
         SHMPOOL_ROLE_ATTACHED, SHMPOOL_ROLE_SENDS, SHMPOOL_ROLE_RECEIVES, SHMPOOL_ROLE_CURSOR
         SHMPOOL_BROADCAST, SHMPOOL_CHANNEL_FREE, SHMPOOL_CHANNEL_READY
 
@@ -102,6 +103,7 @@ cdef extern from "core/channel.h" nogil:
         uint32_t max_clients
         uint64_t table_nbytes
         uint64_t slots_offset
+        uint64_t witness_offset
         uint64_t file_nbytes
 
     ctypedef struct shmpool_t:

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import _core
+from . import _core, mounts
 from .errors import (
     PoolBusyError,
     PoolCorruptedError,
@@ -27,21 +27,14 @@ from .errors import (
     PoolPermissionError,
     ShmPoolError,
     TooManyClientsError,
-    UnsupportedFilesystemError,
 )
 from .paths import check_owner, lock_path
-from .space import mount_of, space_error
+from .space import space_error
 
 # What a full, limited or quota-bound file system answers.
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-__all__ = ["Mode", "attach", "refuse", "remove"]
-
-# Mappings of these go stale or lose writes between kernels, and their locks do not cross (WSL2's drives, FUSE,
-# network file systems): a pool there would return wrong numbers, not errors.
-INCOHERENT = frozenset(
-    {"9p", "drvfs", "wslfs", "lxfs", "nfs", "nfs4", "cifs", "smb3", "smbfs", "virtiofs", "ceph", "afs"}
-)
+__all__ = ["Mode", "attach", "open_existing", "refuse", "remove"]
 
 
 class Mode(enum.Enum):
@@ -89,6 +82,11 @@ def _open_file(path: Path, *, create: bool) -> _core.Descriptor:
         file.close()
         raise
     return file
+
+
+def open_existing(path: Path) -> _core.Descriptor:
+    """Open a pool or lock file that is there; errors as for attaching."""
+    return _open_file(path, create=False)
 
 
 def _same_file(file: _core.Descriptor, path: Path) -> bool:
@@ -163,9 +161,15 @@ def _build(file: _core.Descriptor, geometry: _core.Geometry) -> bytes:
 
 
 def attach(
-    path: Path, mode: Mode, geometry: _core.Geometry | None, *, attach_timeout: float, default_timeout: float
+    path: Path,
+    mode: Mode,
+    geometry: _core.Geometry | None,
+    *,
+    attach_timeout: float,
+    default_timeout: float,
+    trust_mount: bool = False,
 ) -> tuple[_core.Core, bool]:
-    """Become a client of the pool at `path`.
+    """Become a client of the pool at `path`, unless it lies on a mount known to be bad and that is not trusted.
 
     Returns
     -------
@@ -173,13 +177,8 @@ def attach(
     created : bool
         Whether this call made the pool.
     """
-    mount = mount_of(path)
-    if mount.filesystem in INCOHERENT or mount.filesystem.startswith("fuse"):
-        raise UnsupportedFilesystemError(
-            f"{path} lies on {mount.filesystem} ({mount.point}), whose mappings are not coherent between its users.",
-            hint="put the pool on tmpfs or a local disk with SHMPOOL_PATH; across machines or kernels, stream instead",
-            filesystem=mount.filesystem,
-        )
+    if not trust_mount:
+        mounts.refuse_incoherent(path)
     if mode is Mode.ATTACH and not path.exists():
         raise PoolNotFoundError(
             f"there is no pool at {path}.", hint="Pool.open() creates one; or compare SHMPOOL_PATH in both processes"

@@ -74,6 +74,7 @@ class Pool:
     _path: Path
     _prefault_nbytes: int
     _attach_timeout: float
+    _trust_mount: bool
     _warmers: list[threading.Thread | None]
     filesystem: str
     created: bool
@@ -95,6 +96,7 @@ class Pool:
         timeout: float = DEFAULT_TIMEOUT,
         prefault_nbytes: int = DEFAULT_PREFAULT_NBYTES,
         attach_timeout: float = 10.0,
+        trust_mount: bool = False,
     ) -> Self:
         """Attach to the pool at `path`, creating it first if there is none.
 
@@ -113,6 +115,9 @@ class Pool:
             eighth of what is free.
         attach_timeout : float, default 10.0
             Seconds to wait while another process is in the middle of creating or removing this pool.
+        trust_mount : bool, default False
+            Use the file even on a mount that is known to break shared mappings. Only for those who have made sure of it
+            in another way, as `gsb` does: on such a mount a pool gives wrong numbers, not errors.
 
         Returns
         -------
@@ -134,7 +139,7 @@ class Pool:
         geometry = Geometry(
             slot_nbytes, input_slots, output_slots, scratch_slots, max_clients, max_channels, channel_nbytes
         )
-        return cls._attach(path, Mode.OPEN, geometry, timeout, prefault_nbytes, attach_timeout)
+        return cls._attach(path, Mode.OPEN, geometry, timeout, prefault_nbytes, attach_timeout, trust_mount)
 
     @classmethod
     def create(
@@ -151,6 +156,7 @@ class Pool:
         timeout: float = DEFAULT_TIMEOUT,
         prefault_nbytes: int = DEFAULT_PREFAULT_NBYTES,
         attach_timeout: float = 10.0,
+        trust_mount: bool = False,
     ) -> Self:
         """Create a pool with exactly this geometry; parameters as for :meth:`open`.
 
@@ -164,7 +170,7 @@ class Pool:
         geometry = Geometry(
             slot_nbytes, input_slots, output_slots, scratch_slots, max_clients, max_channels, channel_nbytes
         )
-        return cls._attach(path, Mode.CREATE, geometry, timeout, prefault_nbytes, attach_timeout)
+        return cls._attach(path, Mode.CREATE, geometry, timeout, prefault_nbytes, attach_timeout, trust_mount)
 
     @classmethod
     def attach(
@@ -174,6 +180,7 @@ class Pool:
         timeout: float = DEFAULT_TIMEOUT,
         prefault_nbytes: int = DEFAULT_PREFAULT_NBYTES,
         attach_timeout: float = 10.0,
+        trust_mount: bool = False,
     ) -> Self:
         """Attach to the pool at `path`; parameters as for :meth:`open`.
 
@@ -182,7 +189,7 @@ class Pool:
         PoolNotFoundError
             There is none.
         """
-        return cls._attach(path, Mode.ATTACH, None, timeout, prefault_nbytes, attach_timeout)
+        return cls._attach(path, Mode.ATTACH, None, timeout, prefault_nbytes, attach_timeout, trust_mount)
 
     @classmethod
     def _attach(
@@ -193,17 +200,24 @@ class Pool:
         timeout: float,
         prefault_nbytes: int,
         attach_timeout: float,
+        trust_mount: bool,
     ) -> Self:
         self = cls.__new__(cls)
         self._path = default_path() if path is None else Path(os.path.abspath(path))
         self._prefault_nbytes = prefault_nbytes
         self._attach_timeout = attach_timeout
+        self._trust_mount = trust_mount
         self._enter(mode, geometry, timeout)
         return self
 
     def _enter(self, mode: Mode, geometry: Geometry | None, timeout: float) -> None:
         self._core, self.created = attach(
-            self._path, mode, geometry, attach_timeout=self._attach_timeout, default_timeout=timeout
+            self._path,
+            mode,
+            geometry,
+            attach_timeout=self._attach_timeout,
+            default_timeout=timeout,
+            trust_mount=self._trust_mount,
         )
         self.filesystem = mount_of(self._path).filesystem
         steps = next_slots(self._core, "input", self._prefault_nbytes)
@@ -271,7 +285,13 @@ class Pool:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # To another process goes the way to the pool, not this object's place in it.
-        return _attach_again, (type(self), str(self._path), self._core.default_timeout, self._prefault_nbytes)
+        return _attach_again, (
+            type(self),
+            str(self._path),
+            self._core.default_timeout,
+            self._prefault_nbytes,
+            self._trust_mount,
+        )
 
     # -- identity ------------------------------------------------------------------------------------------------
 
@@ -547,8 +567,8 @@ class Pool:
         return take_stat(self._core, snapshot_channels(self._core), str(self._path), self.filesystem)
 
 
-def _attach_again(cls: type[Pool], path: str, timeout: float, prefault_nbytes: int) -> Pool:
-    return cls.attach(path, timeout=timeout, prefault_nbytes=prefault_nbytes)
+def _attach_again(cls: type[Pool], path: str, timeout: float, prefault_nbytes: int, trust_mount: bool) -> Pool:
+    return cls.attach(path, timeout=timeout, prefault_nbytes=prefault_nbytes, trust_mount=trust_mount)
 
 
 def _copy_to(out: NDArray[Any], view: NDArray[Any]) -> NDArray[Any]:

@@ -53,7 +53,10 @@ static void test_geometry(void) {
               g.pin_stride < g.max_clients * 4u + 64);
         CHECK(g.slots_offset % align == 0);
         CHECK(g.slots_offset >= g.pin_table_offset + g.n_slots * g.pin_stride);
-        CHECK(g.file_nbytes == g.slots_offset + g.n_slots * g.slot_nbytes);
+        CHECK(g.witness_offset % SHMPOOL_WITNESS_STRIDE == 0);
+        CHECK(g.witness_offset >= g.slots_offset + g.n_slots * g.slot_nbytes);
+        CHECK(g.witness_offset - SHMPOOL_WITNESS_STRIDE < g.slots_offset + g.n_slots * g.slot_nbytes);
+        CHECK(g.file_nbytes == g.witness_offset + SHMPOOL_WITNESS_NBYTES);
         CHECK(g.file_nbytes <= (uint64_t)INT64_MAX);
         CHECK(g.table_nbytes % SHMPOOL_PAGE == 0 && g.table_nbytes <= g.slots_offset);
         CHECK(g.table_nbytes >= g.pin_table_offset + g.n_slots * g.pin_stride);
@@ -186,7 +189,7 @@ static void test_bind(void) {
     CHECK((uint8_t *)p.header == base && (uint8_t *)p.counters == base + 4096);
     CHECK((uint8_t *)p.slots == base + 8192);
     CHECK((uint8_t *)p.clients == base + g.client_table_offset);
-    CHECK(shmpool_slot_data(&p, 7) + g.slot_nbytes == base + g.file_nbytes);
+    CHECK(shmpool_slot_data(&p, 7) + g.slot_nbytes <= base + g.witness_offset);
     CHECK((uint8_t *)shmpool_pin_cell(&p, 7, 15) + 4 <= shmpool_slot_data(&p, 0));
     CHECK((uint8_t *)shmpool_pin_cell(&p, 3, 5) ==
           base + g.pin_table_offset + 3 * g.pin_stride + 20);

@@ -184,7 +184,8 @@ def test_bytes_of_a_new_pool(pool_path: Path) -> None:
         extents = -(-(channel_table + 32 * 2048) // 4096) * 4096
         assert geometry.channels_offset == extents
         assert field("slots_offset") == extents + 32 * 4096 * 1024
-        assert field("file_nbytes") == field("slots_offset") + n * SLOT == len(raw)
+        witness = -(-(field("slots_offset") + n * SLOT) // _core.WITNESS_STRIDE) * _core.WITNESS_STRIDE
+        assert field("file_nbytes") == witness + _core.WITNESS_LANES * 2 * _core.WITNESS_STRIDE == len(raw)
         assert field("epoch") == pool.epoch
         assert not any(raw[136:4096])
         assert field("nonce", client_table, "shmpool_client_t") == pool.client.nonce

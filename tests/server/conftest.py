@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 from gsb.protocol import decode_value, encode_value
+from gsb.transports.coherence import prove_coherence
 from gsb_server.app import create_app
 from gsb_server.settings import Settings
 
@@ -163,7 +164,7 @@ class Peer:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.pool = shmpool.Pool.attach(server.service.pool.path, prefault_nbytes=0)
-        answer = server.request("POST", "/v1/session", self.hello)
+        answer = server.request("POST", "/v1/session", {**self.hello, "ticket": self.prove()})
         assert answer.status == 200, answer
         self.session = answer.json["session"]
 
@@ -172,6 +173,16 @@ class Peer:
         client = self.pool.client
         identity = [client.index, client.nonce]
         return {"protocol": 1, "transport": "shared", "pool": self.pool.uuid, "client": identity, "label": "test"}
+
+    def prove(self) -> str:
+        """Go through the coherence handshake, for a ticket."""
+
+        def post(path: str, message: dict[str, Any]) -> dict[str, Any]:
+            answer = self.server.request("POST", path, message)
+            assert answer.status == 200, answer
+            return dict(answer.json)
+
+        return prove_coherence(str(self.pool.path), self.pool.uuid, post)
 
     def put(self, array: np.ndarray) -> dict[str, Any]:
         return {"$": "slot", "handle": self.pool.put(array, timeout=DEADLINE).to_dict()}

@@ -23,6 +23,7 @@ UNIX_HOST: Final = "localhost"
 
 HELLO: Final = "/v1/hello"
 SESSION: Final = "/v1/session"
+WITNESS: Final = "/v1/witness"
 CALL: Final = "/v1/call"
 ATTRS: Final = "/v1/attrs"
 STATE: Final = "/v1/state"
@@ -36,6 +37,9 @@ HEALTH: Final = "/v1/health"
 
 #: Tags of arrays that are not in the message itself: the session's transport has them.
 ARRAY_TAGS: Final = frozenset({"slot", "ref", "npy", "parts"})
+
+#: Rounds of the coherence handshake.
+WITNESS_ROUNDS: Final = 3
 
 #: Stages in the order in which they happen; the server measures the middle three of the work.
 STAGES: Final = (
@@ -61,6 +65,7 @@ ERROR_STATUS: Final[dict[str, int]] = {
     "unknown_estimator": 404,
     "method_not_allowed": 405,
     "duplicate_call": 409,
+    "incoherent": 409,
     "stale_handle": 410,
     "session_lost": 410,
     "model_lost": 410,
@@ -137,12 +142,13 @@ class HelloAnswer(TypedDict):
 
 
 class SessionRequest(TypedDict):
-    """``POST /v1/session``; the last two belong to the transport ``shared``."""
+    """``POST /v1/session``; the last three belong to the transport ``shared``."""
 
     protocol: int
     transport: str
     label: NotRequired[str]
     pool: NotRequired[str]
+    ticket: NotRequired[str]
     client: NotRequired[list[int]]
 
 

@@ -33,6 +33,8 @@ class Dialog(NamedTuple):
         Names the program in the server's lists.
     timeout : float
         Seconds that opening may take.
+    asked_for : bool
+        Whether the user wants this very transport.
     """
 
     address: Address
@@ -42,6 +44,7 @@ class Dialog(NamedTuple):
     post: Callable[[str, dict[str, Any]], dict[str, Any]]
     label: str
     timeout: float
+    asked_for: bool
 
 
 class Opened(NamedTuple):

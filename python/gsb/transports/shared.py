@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from typing import Any
 
 import shmpool
@@ -10,6 +12,8 @@ from gsb.errors import PayloadTooLargeError, ProtocolError, ServerBusyError, Sta
 from gsb.protocol.wire import PROTOCOL_VERSION, SESSION
 from gsb.shm_transport import ShmTransport
 from gsb.transports.base import Array, Dialog, Opened, Transport
+from gsb.transports.coherence import prove_coherence
+from shmpool.mounts import refuse_incoherent
 
 
 class SharedTransport(Transport):
@@ -38,10 +42,17 @@ class SharedTransport(Transport):
 
     @classmethod
     def open(cls, dialog: Dialog) -> Opened:
-        """Attach to the server's pool and open a session bound to the attachment."""
+        """Make sure that both sides see one memory, attach to the pool, open a session bound to the attachment.
+
+        A mount known to be bad is refused by its name, unless this transport was asked for: then the handshake alone
+        decides.
+        """
         path, uuid = str(dialog.offer.get("path")), str(dialog.offer.get("uuid"))
         try:
-            shm = ShmTransport.attach(path, uuid)
+            if not dialog.asked_for:
+                refuse_incoherent(path)
+            ticket = _prove(path, uuid, dialog)
+            shm = ShmTransport.attach(path, uuid, trust_mount=dialog.asked_for)
         except shmpool.ShmPoolError as error:
             raise TransportUnavailableError(f"the server's pool {path} cannot be used: {error}") from error
         if shm.pool.uuid != uuid:
@@ -52,6 +63,7 @@ class SharedTransport(Transport):
             "transport": cls.kind,
             "pool": uuid,
             "client": [client.index, client.nonce],
+            "ticket": ticket,
             "label": dialog.label,
         }
         answer = dialog.post(SESSION, request)
@@ -97,6 +109,18 @@ class SharedTransport(Transport):
     def describe(self) -> str:
         """Name the file."""
         return f"{self.pool.path} on {self.pool.filesystem}"
+
+
+def _prove(path: str, uuid: str, dialog: Dialog) -> str:
+    """Do the handshake; wait for one's turn where many connect at once."""
+    deadline = time.monotonic() + dialog.timeout
+    while True:
+        try:
+            return prove_coherence(path, uuid, dialog.post)
+        except ServerBusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.002 + 0.008 * random.random())
 
 
 def _handle(wire: dict[str, Any]) -> shmpool.Handle:

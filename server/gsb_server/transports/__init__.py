@@ -30,9 +30,10 @@ class Transports:
     """
 
     def __init__(self, pool: shmpool.Pool, settings: Settings, data: DataListeners | None) -> None:
+        self.shared = SharedTransport(pool)
         stream = StreamTransport(pool, settings, data)
         self.file = FileTransport(pool, settings, stream)
-        found: list[Transport] = [SharedTransport(pool), stream, self.file]
+        found: list[Transport] = [self.shared, stream, self.file]
         self._by_kind = {transport.kind: transport for transport in found}
 
     def offers(self) -> dict[str, dict[str, Any]]:

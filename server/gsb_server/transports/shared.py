@@ -12,6 +12,7 @@ import shmpool
 from ..errors import ServerError
 from ..requests import field
 from .base import Array, Link, Transport
+from .coherence import Coherence
 
 __all__ = ["SharedLink", "SharedTransport"]
 
@@ -109,6 +110,7 @@ class SharedTransport(Transport):
 
     def __init__(self, pool: shmpool.Pool) -> None:
         self.pool = pool
+        self.coherence = Coherence(pool)
 
     def offer(self) -> dict[str, Any]:
         """Name the file."""
@@ -128,4 +130,12 @@ class SharedTransport(Transport):
             alive = False
         if not alive:
             raise ServerError("session_lost", "that client is not attached to the pool", "attach first")
+        if not self.coherence.redeem(body.get("ticket")):
+            raise ServerError(
+                "incoherent", "the client has not shown that it sees this memory", "see docs/transports.md"
+            )
         return SharedLink(self.pool, client)
+
+    def close(self) -> None:
+        """Unmap the witness area."""
+        self.coherence.close()

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import _core
-from ..attach import INCOHERENT
+from ..mounts import find_incoherent
 from ..space import mount_of
 from .finding import Finding, Place
 from .peek import FLOCK
@@ -45,7 +45,7 @@ def check_filesystem(place: Place) -> Iterator[Finding]:
     """Whether the file system can carry a shared mapping, and does so in memory."""
     mount = mount_of(place.path)
     text = f"{mount.filesystem} on {mount.point}"
-    if mount.filesystem in INCOHERENT or mount.filesystem.startswith("fuse"):
+    if find_incoherent(place.path, mount) is not None:
         yield Finding(
             "file system",
             "FAIL",

@@ -32,6 +32,10 @@
 #define SHMPOOL_MAX_CELLS 4096u
 #define SHMPOOL_MAX_ATTACHMENTS 256u
 #define SHMPOOL_CHANNEL_NAME_NBYTES 224u
+/* The witness area, behind the slots: pages that are written by one side only (docs/format.md). */
+#define SHMPOOL_WITNESS_STRIDE 65536u
+#define SHMPOOL_WITNESS_LANES 8u
+#define SHMPOOL_WITNESS_NBYTES (SHMPOOL_WITNESS_LANES * 2u * SHMPOOL_WITNESS_STRIDE)
 
 #define SHMPOOL_INPUT 0
 #define SHMPOOL_OUTPUT 1
@@ -241,6 +245,7 @@ typedef struct {
     uint64_t table_nbytes; /* header, counters and tables, in whole pages: what must be reserved */
     uint64_t channels_offset; /* of the first extent: right behind the tables */
     uint64_t slots_offset;
+    uint64_t witness_offset;
     uint64_t file_nbytes;
 } shmpool_geometry_t;
 
@@ -286,6 +291,7 @@ static inline uint32_t shmpool_layout_stamp(void) {
     h = shmpool_fnv(h, SHMPOOL_PAYLOAD_OFFSET);
     h = shmpool_fnv(h, SHMPOOL_MAX_NDIM);
     h = shmpool_fnv(h, SHMPOOL_TAIL);
+    h = shmpool_fnv(h, SHMPOOL_WITNESS_NBYTES);
     h = shmpool_fnv(h, sizeof(void *));
     return h;
 }
@@ -341,7 +347,9 @@ static inline int shmpool_geometry_init_all(shmpool_geometry_t *g, uint64_t slot
     g->channels_offset = g->table_nbytes;
     end = g->channels_offset + max_channels * channel_nbytes;
     g->slots_offset = (end + align - 1) / align * align;
-    g->file_nbytes = g->slots_offset + g->n_slots * slot_nbytes;
+    end = g->slots_offset + g->n_slots * slot_nbytes;
+    g->witness_offset = (end + SHMPOOL_WITNESS_STRIDE - 1) / SHMPOOL_WITNESS_STRIDE * SHMPOOL_WITNESS_STRIDE;
+    g->file_nbytes = g->witness_offset + SHMPOOL_WITNESS_NBYTES;
     return g->file_nbytes > (uint64_t)INT64_MAX ? SHMPOOL_EINVAL : SHMPOOL_OK;
 }
 
