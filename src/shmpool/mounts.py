@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Mounts that cannot carry a shared mapping, known by name: the error is immediate and explains itself.
 
-A mapping there goes stale, or a page that both sides write loses what one of them wrote, and locks do not reach the other
-side. A pool would return wrong numbers, not errors. Mounts that are not on the list are not trusted either where it
-matters: see `shmpool.witness`.
+A mapping there goes stale, or a page that both sides write loses what one of them wrote, and locks do not reach the
+other side. A pool would return wrong numbers, not errors. Mounts that are not on the list are not trusted either where
+it matters: see `shmpool.witness`.
 """
 
 from __future__ import annotations

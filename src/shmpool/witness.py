@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The pages by which two processes find out whether they see one memory (docs/format.md, *witness area*).
 
-Known bad mounts are refused by name. This is for all others, and for those that lie: each side writes nonces into a page
-of its own and is told, over another way, what the other side reads there; the same with locks. Only then is the rest of
-the file touched. Nothing in these pages is ever read as state, so it does not matter what a stale, dead or hostile
-peer leaves in them.
+Known bad mounts are refused by name. This is for all others, and for those that lie: each side writes nonces into a
+page of its own and is told, over another way, what the other side reads there; the same with locks. Only then is the
+rest of the file touched. Nothing in these pages is ever read as state, so it does not matter what a stale, dead or
+hostile peer leaves in them.
 """
 
 from __future__ import annotations

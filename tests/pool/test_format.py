@@ -215,7 +215,7 @@ def test_bytes_of_a_sealed_slot(pool_path: Path) -> None:
         assert raw[record + offset : record + offset + 3] == b"<f4"
         offset, _ = fields["shmpool_slot_t", "shape"]
         assert struct.unpack_from("<2q", raw, record + offset) == (3, 4)
-        data = len(raw) - (pool.geometry.n_slots - handle.slot) * SLOT
+        data = pool.geometry.slots_offset + handle.slot * SLOT
         assert raw[data : data + 48] == array.tobytes(order="F")
         pin_table = 8192 + pool.geometry.n_slots * 1024 + pool.geometry.max_clients * 256
         stride = -(-pool.geometry.max_clients * 4 // 64) * 64

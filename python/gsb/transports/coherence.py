@@ -46,7 +46,7 @@ def prove_coherence(path: str, uuid: str, post: Post) -> str:
         with Witness(path, uuid) as witness:
             return _Handshake(witness, uuid, post).run()
     except shmpool.ShmPoolError as error:
-        raise TransportUnavailableError(str(error)) from error
+        raise TransportUnavailableError(error.message) from error
     except OSError as error:
         if isinstance(error, GSBError):
             raise

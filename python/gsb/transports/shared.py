@@ -54,7 +54,7 @@ class SharedTransport(Transport):
             ticket = _prove(path, uuid, dialog)
             shm = ShmTransport.attach(path, uuid, trust_mount=dialog.asked_for)
         except shmpool.ShmPoolError as error:
-            raise TransportUnavailableError(f"the server's pool {path} cannot be used: {error}") from error
+            raise TransportUnavailableError(error.message) from error
         if shm.pool.uuid != uuid:
             raise TransportUnavailableError(f"{path} is another pool than the server's")
         client = shm.pool.client
