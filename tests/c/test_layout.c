@@ -55,7 +55,8 @@ static void test_geometry(void) {
         CHECK(g.slots_offset >= g.pin_table_offset + g.n_slots * g.pin_stride);
         CHECK(g.witness_offset % SHMPOOL_WITNESS_STRIDE == 0);
         CHECK(g.witness_offset >= g.slots_offset + g.n_slots * g.slot_nbytes);
-        CHECK(g.witness_offset - SHMPOOL_WITNESS_STRIDE < g.slots_offset + g.n_slots * g.slot_nbytes);
+        CHECK(g.witness_offset - SHMPOOL_WITNESS_STRIDE <
+              g.slots_offset + g.n_slots * g.slot_nbytes);
         CHECK(g.file_nbytes == g.witness_offset + SHMPOOL_WITNESS_NBYTES);
         CHECK(g.file_nbytes <= (uint64_t)INT64_MAX);
         CHECK(g.table_nbytes % SHMPOOL_PAGE == 0 && g.table_nbytes <= g.slots_offset);

@@ -348,7 +348,8 @@ static inline int shmpool_geometry_init_all(shmpool_geometry_t *g, uint64_t slot
     end = g->channels_offset + max_channels * channel_nbytes;
     g->slots_offset = (end + align - 1) / align * align;
     end = g->slots_offset + g->n_slots * slot_nbytes;
-    g->witness_offset = (end + SHMPOOL_WITNESS_STRIDE - 1) / SHMPOOL_WITNESS_STRIDE * SHMPOOL_WITNESS_STRIDE;
+    g->witness_offset =
+        (end + SHMPOOL_WITNESS_STRIDE - 1) / SHMPOOL_WITNESS_STRIDE * SHMPOOL_WITNESS_STRIDE;
     g->file_nbytes = g->witness_offset + SHMPOOL_WITNESS_NBYTES;
     return g->file_nbytes > (uint64_t)INT64_MAX ? SHMPOOL_EINVAL : SHMPOOL_OK;
 }
