@@ -137,6 +137,7 @@ def test_layout_stamp_follows_the_structures(compiled: dict[str, tuple[int, int]
     sizes = [compiled[name][1] for name in list(STRUCTURES.values())[:4]]
     slot = [compiled[f"shmpool_slot_t.{field}"][0] for field in ("link_generation", "sealed_ns", "shape", "dtype")]
     label = compiled["shmpool_client_t.label"][0]
+    witness = _core.WITNESS_LANES * 2 * _core.WITNESS_STRIDE
     pointer = ctypes.sizeof(ctypes.c_void_p)
     channel = [
         compiled["shmpool_channel_t"][1],
@@ -146,7 +147,7 @@ def test_layout_stamp_follows_the_structures(compiled: dict[str, tuple[int, int]
         compiled["shmpool_cell_t.data_nbytes"][0],
         _channel.PAYLOAD_OFFSET,
     ]
-    numbers = [*sizes, *slot, label, *channel, 64, _core.STATES.index("tail"), pointer]
+    numbers = [*sizes, *slot, label, *channel, 64, _core.STATES.index("tail"), witness, pointer]
     assert _core.layout_stamp() == fnv(2166136261, numbers)
     assert _core.layout_stamp() != fnv(2166136261, [*sizes[:-1], 512, *numbers[4:]])
 

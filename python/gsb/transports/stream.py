@@ -24,6 +24,7 @@ from gsb._recycle import LIMIT, SMALLEST, recycler
 from gsb.errors import (
     CODE_CLASSES,
     ConnectionLostError,
+    GSBError,
     PayloadTooLargeError,
     ProtocolError,
     RemoteError,
@@ -102,8 +103,8 @@ class StreamTransport(Transport):
         found = cls(connect, dialog.token, session, where)
         try:
             found._idle.append(found._new_connection())
-        except OSError as error:
-            raise TransportUnavailableError(f"no data connection to {where}: {error.strerror or error}") from error
+        except (GSBError, OSError) as error:
+            raise TransportUnavailableError(f"no data connection to {where}: {_text(error)}") from error
         return Opened(session, found)
 
     def describe(self) -> str:
@@ -178,6 +179,8 @@ class StreamTransport(Transport):
                 found.close()
         try:
             return self._new_connection()
+        except GSBError:
+            raise
         except OSError as error:
             raise ConnectionLostError(f"no data connection to {self._where}: {error.strerror or error}") from error
 
@@ -332,6 +335,10 @@ def find_way(address: Address, offer: dict[str, Any], timeout: float) -> tuple[C
         raise TransportUnavailableError("the server has no data port")
     host = address.name
     return lambda: connect_tcp(host, port, timeout), f"tcp://{host}:{port}"
+
+
+def _text(error: Exception) -> str:
+    return error.message if isinstance(error, GSBError) else getattr(error, "strerror", None) or str(error)
 
 
 def number_of(wire: dict[str, Any]) -> int:

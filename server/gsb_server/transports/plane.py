@@ -275,7 +275,7 @@ class DataConnection:
             timeout = float(meta.get("timeout", 0.0))
         except (ProtocolError, TypeError, ValueError, OverflowError) as error:
             self._refuse("malformed", f"malformed upload: {error}", last=True)
-            return
+            raise HungUpError("malformed upload") from None
         try:
             held = link.shelf.place(frame.id, form)
         except ServerError as error:
@@ -325,9 +325,10 @@ class DataConnection:
             left = deadline - time.monotonic()
             try:
                 return self._plane.claim(form, max(0.0, min(left, _LOOK_SECONDS)))
-            except shmpool.PoolFullError:
+            except shmpool.PoolFullError as error:
                 if left <= _LOOK_SECONDS:
-                    raise
+                    hint = "send less at once, or start the server with more slots"
+                    raise ServerError("pool_full", error.message, hint) from None
             if self._has_hung_up():
                 raise HungUpError("the client has hung up while it waited for room")
 
