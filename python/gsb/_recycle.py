@@ -80,6 +80,8 @@ class Recycler:
         return block
 
     def _give_back(self, block: mmap.mmap) -> None:
+        if len(block) > self._limit:
+            return
         self._free.append(block)
         while self.nbytes > self._limit:
             try:

@@ -12,6 +12,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from gsb import wsl
 from gsb.errors import AuthenticationError, GSBError
 
 TOKEN_NBYTES = 32
@@ -61,7 +62,7 @@ def token_path() -> Path:
 
 
 def load_token() -> str | None:
-    """Read the token: ``$GSB_TOKEN``, else the token file; None if there is neither.
+    """Read the token: ``$GSB_TOKEN``, else the token file; on Windows else that of a server in WSL2. None without.
 
     Raises
     ------
@@ -70,20 +71,31 @@ def load_token() -> str | None:
     AuthenticationError
         The file is empty.
     """
+    found = _find_token()
+    return None if found is None else found[0]
+
+
+def token_source() -> str | None:
+    """Say where `load_token` finds it: the variable's name or a path; None if it does not."""
+    found = _find_token()
+    return None if found is None else found[1]
+
+
+def _find_token() -> tuple[str, str] | None:
     given = os.environ.get("GSB_TOKEN")
     if given:
-        return given
+        return given, "GSB_TOKEN"
     path = token_path()
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0))
     except FileNotFoundError:
-        return None
+        return wsl.find_token() if os.name == "nt" else None
     with os.fdopen(descriptor, encoding="ascii") as file:
         _check_private_stat(path, os.fstat(file.fileno()), stat.S_ISREG)
         token = file.read(1024).strip()
     if not token:
         raise AuthenticationError(f"the token file {path} is empty", hint="remove it and restart the server")
-    return token
+    return token, str(path)
 
 
 def ensure_token() -> str:

@@ -44,7 +44,8 @@ def test_there_is_a_limit(make_server: Any, make_peer: Any) -> None:
     server = make_server(max_sessions=2)
     peer = make_peer(server)
     make_peer(server)
-    assert server.request("POST", "/v1/session", peer.hello).code == "busy"
+    third = {**peer.hello, "ticket": peer.prove()}
+    assert server.request("POST", "/v1/session", third).code == "busy"
 
 
 def test_closing_one_drops_its_models(peer: Any) -> None:

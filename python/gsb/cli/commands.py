@@ -106,8 +106,18 @@ def status(json: Annotated[bool, typer.Option("--json", help="Print the server's
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    report: Annotated[
+        bool, typer.Option("--report", help="Print everything that somebody who helps from afar would ask for.")
+    ] = False,
+) -> None:
     """Check this environment, piece by piece, and say what to do about what is wrong."""
+    if report:
+        from gsb.cli.report import report_lines
+
+        for line in report_lines():
+            typer.echo(line)
+        return
     from gsb.cli.doctor import run_doctor
 
     raise typer.Exit(run_doctor(console))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import sys
 import time
@@ -22,6 +21,7 @@ from gsb._client import Client
 from gsb._config import get_config
 from gsb.cli.doctor_backends import would_compute
 from gsb.cli.machine import available_memory, format_bytes, space
+from gsb.cli.ways import choice, ways
 from gsb.errors import GSBError
 
 __all__ = ["run_doctor"]
@@ -152,13 +152,13 @@ def _pool_folder() -> Iterator[Finding]:
 
 
 def _token() -> Iterator[Finding]:
-    token = runtime.load_token()
-    if os.environ.get("GSB_TOKEN"):
-        yield Finding("ok", "token", "from GSB_TOKEN")
-    elif token is None:
+    source = runtime.token_source()
+    if source is None:
         yield Finding("note", "token", f"{runtime.token_path()}: none yet", "the first `gsb serve` makes it")
+    elif source == "GSB_TOKEN":
+        yield Finding("ok", "token", "from GSB_TOKEN")
     else:
-        yield Finding("ok", "token", f"{runtime.token_path()}, readable by you alone")
+        yield Finding("ok", "token", f"{source}, readable by you alone")
 
 
 def _server() -> Iterator[Finding]:
@@ -182,6 +182,23 @@ def _server() -> Iterator[Finding]:
         client.close()
     yield Finding("ok", "connection", f"{url}: connected in {first * 1e3:.1f} ms, answers in {second * 1e3:.2f} ms")
     yield from _server_says(found)
+    yield from _transports(url)
+
+
+def _transports(url: str) -> Iterator[Finding]:
+    token = get_config().token
+    kind, reason = choice(url, token)
+    for way in ways(url, token):
+        name = f"transport {way.kind}{' (in use)' if way.kind == kind else ''}"
+        if not way.works:
+            yield Finding("note", name, way.text)
+            continue
+        rates = f"{way.there:.0f} MB/s there, {way.back:.0f} MB/s back, opened in {way.opened * 1e3:.1f} ms"
+        yield Finding("ok", name, f"{way.text}: {rates}")
+    if kind == "none":
+        yield Finding("bad", "transport", reason, "docs/wsl2.md and docs/transports.md have the set-ups that work")
+    elif kind != "shared":
+        yield Finding("note", "transport", reason, "arrays are copied through the kernel instead of shared")
 
 
 def _server_says(found: dict[str, Any]) -> Iterator[Finding]:
@@ -193,13 +210,6 @@ def _server_says(found: dict[str, Any]) -> Iterator[Finding]:
         f"server {found['version']}, scikit-learn {found['sklearn']}",
         "" if same else f"this process has scikit-learn {here}; fitted models may not travel between versions",
     )
-    pool = found["pool"]
-    try:
-        shmpool.Pool.attach(pool["path"], prefault_nbytes=0).close()
-    except shmpool.ShmPoolError as error:
-        yield Finding("bad", "pool", f"{pool['path']}: {error}", "client and server must see one /dev/shm")
-    else:
-        yield Finding("ok", "pool", f"{pool['path']}: attached; {format_bytes(pool['nbytes'])} on {pool['filesystem']}")
     chosen = found["backend"]
     for name, probe in chosen["probes"].items():
         mark = "ok" if probe["available"] else "note"

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from gsb._http import Address, connect_tcp, connect_unix
-from gsb._recycle import LIMIT, SMALLEST, recycler
+from gsb._recycle import SMALLEST, recycler
 from gsb.errors import (
     CODE_CLASSES,
     ConnectionLostError,
@@ -349,8 +349,8 @@ def number_of(wire: dict[str, Any]) -> int:
 
 
 def empty_array(form: wire_data.Form) -> Array:
-    """Give memory for an array; large blocks are used again, because their pages cost more than the copy."""
-    if SMALLEST <= form.nbytes <= LIMIT:
+    """Give memory for an array: in huge pages and used again, because fresh pages cost more than the copy."""
+    if form.nbytes >= SMALLEST:
         return recycler.empty(form.shape, form.dtype, form.order)
     return np.empty(form.shape, form.dtype, order=form.order)
 
