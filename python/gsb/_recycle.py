@@ -14,6 +14,7 @@ import collections
 import contextlib
 import math
 import mmap
+import sys
 import weakref
 from typing import Any, Final, Literal
 
@@ -73,7 +74,11 @@ class Recycler:
             if nbytes <= len(block) <= 2 * nbytes:
                 return block
             self._free.append(block)
-        block = mmap.mmap(-1, -(-nbytes // _STEP) * _STEP)
+        size = -(-nbytes // _STEP) * _STEP
+        if sys.platform == "win32":
+            return mmap.mmap(-1, size)
+        # Private: by default it would be shared with forked children, and never in huge pages.
+        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):
                 block.madvise(mmap.MADV_HUGEPAGE)

@@ -221,9 +221,10 @@ class Service:
     def open_session(self, body: dict[str, Any]) -> dict[str, Any]:
         """Open a session by the transport that the client has chosen."""
         self._check_protocol(body)
+        label = field(body, "label", str, "")[:200]
         link = self.transports.open(body)
         try:
-            session = self.sessions.open(link, field(body, "label", str, "")[:200])
+            session = self.sessions.open(link, label)
         except BaseException:
             link.close()
             raise

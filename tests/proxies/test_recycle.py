@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -78,3 +79,13 @@ def test_threads_never_share() -> None:
     for thread in threads:
         thread.join(60)
     assert not failures
+
+
+def test_a_forked_child_has_its_own() -> None:
+    array = Recycler().copy(np.zeros(SMALLEST, np.uint8))
+    pid = os.fork()
+    if pid == 0:
+        array[:] = 1
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert not array.any()

@@ -82,7 +82,7 @@ def test_a_client_killed_with_nine_is_noticed(
         server.service.pool.path,
     )
     client = child.hear()
-    body = {**survivor.hello, "client": client}
+    body = {**survivor.hello, "client": client, "ticket": survivor.prove()}
     session = server.request("POST", "/v1/session", body).json["session"]
     message = {**survivor.message("decomposition.PCA", "fit", X, params={}), "session": session}
     assert server.request("POST", "/v1/call", message).status == 200

@@ -31,7 +31,7 @@ from gsb.errors import (
 )
 from gsb.protocol import data as wire
 from gsb.transports import _sockets
-from gsb.transports.stream import DataConnection, _way
+from gsb.transports.stream import DataConnection, find_way
 from gsb_server.errors import ServerError
 from helpers.processes import Children, eventually
 
@@ -484,8 +484,8 @@ def test_ways(plane: Any) -> None:
     from gsb._http import Address
 
     unix, tcp = Address("unix:///tmp/x/server.sock"), Address("http://127.0.0.1:8765")
-    assert _way(unix, {"name": "server.sock.data"}, 1.0)[1] == "unix:///tmp/x/server.sock.data"
-    assert _way(tcp, {"port": 8766}, 1.0)[1] == "tcp://127.0.0.1:8766"
+    assert find_way(unix, {"name": "server.sock.data"}, 1.0)[1] == "unix:///tmp/x/server.sock.data"
+    assert find_way(tcp, {"port": 8766}, 1.0)[1] == "tcp://127.0.0.1:8766"
     for address, offer in [
         (unix, {}),
         (unix, {"port": 5}),
@@ -499,7 +499,7 @@ def test_ways(plane: Any) -> None:
         (tcp, {"port": 70000}),
     ]:
         with pytest.raises(TransportUnavailableError):
-            _way(address, offer, 1.0)
+            find_way(address, offer, 1.0)
 
 
 def test_malformed_references(plane: Any) -> None:
