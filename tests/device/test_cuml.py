@@ -502,3 +502,25 @@ def test_other_devices_are_not_for_cuml() -> None:
         kind, name = "torch", "torch cpu"
 
     assert "needs CuPy's arrays" in CumlBackend(Torch()).probe().reason  # type: ignore[arg-type]
+
+
+def test_the_command_that_doctor_asks(
+    device: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    from gsb_server.backends import __main__ as command
+
+    monkeypatch.setattr(hardware, "missing", lambda: "")
+    assert command.main() == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["names"][0] == "cuml"
+    assert found["names"][-1] == "sklearn"
+    assert found["probes"]["cuml"]["versions"]["cuml"] == cuml.__version__
+    if "fake" in cuml.__version__:
+        assert "StandardScaler.fit" in found["probes"]["array_api"]["reason"]
+    monkeypatch.setattr(hardware, "missing", lambda: "there is no NVIDIA driver")
+    assert {name: probe.reason for name, probe in command._on_the_gpu().items()} == {
+        "cuml": "there is no NVIDIA driver",
+        "array_api": "there is no NVIDIA driver",
+    }

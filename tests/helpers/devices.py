@@ -147,7 +147,7 @@ class CupyTestDevice(TestDevice):
 
 
 class FakeCupyDevice(TestDevice):
-    """The stand-in for CuPy of ``tests/standins``, for the stand-in for cuML."""
+    """The stand-in for CuPy of ``tests/standins/fake``, for the stand-in for cuML."""
 
     name = "fake cupy"
     kind = "cupy"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 # One BLAS thread: the arrays are tiny, and torch's threads beside BLAS's make them a hundred times slower.
 ENVIRON = {"SCIPY_ARRAY_API": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # The stand-ins for cuML and CuPy are found where they are wanted, and nowhere else.
-STANDINS = {"test_cuml.py": {"PYTHONPATH": str(ROOT / "tests" / "standins")}}
+STANDINS = {"test_cuml.py": {"PYTHONPATH": str(ROOT / "tests" / "standins" / "fake")}}
 
 
 def _run(name: str, *arguments: str) -> str:

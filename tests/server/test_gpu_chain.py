@@ -17,17 +17,34 @@ TESTS = Path(__file__).parents[1]
 X = np.random.default_rng(9).standard_normal((3000, 5))
 
 
-@pytest.fixture
-def client(make_server: Any, make_peer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    pytest.importorskip("array_api_strict")
-    monkeypatch.setattr(hardware, "missing", lambda: "")
-    monkeypatch.setattr(registry, "_DEVICE", "helpers.devices:StrictDevice")
-    monkeypatch.setattr(registry, "_ON_THE_GPU", {"array_api": registry._ON_THE_GPU["array_api"]})
-    path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+def _path_of_the_worker(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    path = [*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
-    peer = make_peer(make_server())
+    monkeypatch.setattr(hardware, "missing", lambda: "")
+
+
+@pytest.fixture
+def client(make_server: Any, make_peer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of a server whose worker has scikit-learn on array_api_strict's device."""
+    pytest.importorskip("array_api_strict")
+    _path_of_the_worker(monkeypatch, TESTS)
+    monkeypatch.setattr(registry, "_DEVICE", "helpers.devices:StrictDevice")
+    peer = make_peer(make_server(backend="array_api"))
     assert peer.server.service.choice.names == ("array_api", "sklearn"), peer.server.service.choice.reason
+    return peer
+
+
+@pytest.fixture
+def cuml_client(make_server: Any, make_peer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of a server whose worker has the stand-ins for CuPy and cuML."""
+    _path_of_the_worker(monkeypatch, TESTS / "standins" / "fake")
+    # By its whole name: the server looks whether "cupy" is installed, and the stand-in is the worker's alone.
+    monkeypatch.setattr(registry, "_DEVICE", "gsb_server.gpu.device:CupyDevice")
+    peer = make_peer(make_server())
+    choice = peer.server.service.choice
+    assert choice.names == ("cuml", "sklearn"), choice.reason
+    assert not choice.probes["array_api"].available, "the stand-in for CuPy is no array library"
     return peer
 
 
@@ -83,3 +100,36 @@ def test_errors_of_the_estimator_come_back_as_they_are(client: Any) -> None:
     assert (answer.status, answer.code) == (422, "estimator_error")
     assert answer.json["error"]["exception"]["type"] == "builtins.ValueError"
     assert "Input X contains NaN" in answer.json["error"]["message"]
+
+
+def test_cuml_comes_first_and_its_words_are_in_the_report(cuml_client: Any) -> None:
+    client = cuml_client
+    fitted = client.ok("decomposition.PCA", "fit", X, params={"n_components": 2})
+    assert fitted["backend"] == "cuml"
+    done = client.ok("decomposition.PCA", "transform", X, model=fitted["model"])
+    np.testing.assert_allclose(client.decode(done["result"]), PCA(2).fit_transform(X), atol=1e-9)
+    refused = client.ok("decomposition.PCA", "fit", X, params={"n_components": "mle"})
+    assert (refused["backend"], "cuml: `n_components='mle'` is not supported" in refused["reason"]) == ("sklearn", True)
+    strict = client.call("preprocessing.StandardScaler", "fit", X, strict=True)
+    assert strict.code == "gpu_refused"
+    assert "cuML has no StandardScaler" in strict.json["error"]["message"]
+    assert "array_api: " in strict.json["error"]["message"], "it also says why the other one is not there"
+
+
+def test_dear_attributes_are_fetched_when_asked_for(cuml_client: Any) -> None:
+    client = cuml_client
+    fitted = client.ok("neighbors.NearestNeighbors", "fit", X)
+    assert fitted["backend"] == "cuml"
+    assert fitted["summary"]["large"] == ["_fit_X"]
+    body = {"session": client.session, "model": fitted["model"], "names": ["_fit_X"]}
+    answer = client.server.request("POST", "/v1/attrs", body)
+    assert answer.status == 200, answer
+    np.testing.assert_allclose(client.decode(answer.json["attrs"]["_fit_X"]), X, rtol=1e-6)
+    near = client.ok("neighbors.NearestNeighbors", "radius_neighbors_graph", X[:50], model=fitted["model"])
+    assert (near["backend"], "Method is not implemented in cuml" in near["reason"]) == ("sklearn", True)
+    client.decode(near["result"])
+    forest = client.ok("ensemble.RandomForestClassifier", "fit", X, X[:, 0] > 0, params={"n_estimators": 3})
+    assert forest["backend"] == "cuml"
+    assert {"estimators_", "estimator_"} <= set(forest["summary"]["opaque"])
+    predicted = client.ok("ensemble.RandomForestClassifier", "predict", X, model=forest["model"])
+    assert client.decode(predicted["result"]).dtype == bool
