@@ -362,6 +362,16 @@ def test_wrong_input_raises_scikit_learns_own_words(device: Any) -> None:
     backend.run(Job(name, {}, None, "fit", (X,), {}, {"assume_finite": True}))
 
 
+def test_warnings_are_the_estimators_not_the_dispatchs(device: Any) -> None:
+    backend = ArrayApiBackend(device)
+    params = {"max_iter": 1}
+    early = backend.run(Job("sklearn.linear_model.LogisticRegression", params, None, "fit", (X, THREE), {}, {}))
+    assert [w.category for w in early.warnings] == ["sklearn.exceptions.ConvergenceWarning"]
+    for name in ("Ridge", "RidgeClassifier"):
+        found = backend.run(Job(f"sklearn.linear_model.{name}", {}, None, "fit", (X, TWO), {}, {}))
+        assert found.warnings == [], "that another solver runs on devices is in the documentation"
+
+
 def test_device_arrays_are_taken_and_only_read(device: Any) -> None:
     # What is larger than the pool comes as a device array that others may read as well.
     backend = ArrayApiBackend(device)

@@ -66,7 +66,7 @@ def test_jobs_go_to_the_worker_and_what_it_refuses_to_the_cpu(client: Any) -> No
     params = {"n_components": 2, "svd_solver": "arpack", "random_state": 0}
     refused = client.ok("decomposition.PCA", "fit", X, params=params)
     assert refused["backend"] == "sklearn"
-    assert "array_api: svd_solver='arpack' is not possible on device arrays" in refused["reason"]
+    assert refused["reason"].startswith("array_api: svd_solver='arpack' is not possible on device arrays")
     assert refused["device"].startswith("cpu")
     strict = client.call("decomposition.PCA", "fit", X, params=params, strict=True)
     assert strict.code == "gpu_refused"
@@ -109,7 +109,7 @@ def test_cuml_comes_first_and_its_words_are_in_the_report(cuml_client: Any) -> N
     done = client.ok("decomposition.PCA", "transform", X, model=fitted["model"])
     np.testing.assert_allclose(client.decode(done["result"]), PCA(2).fit_transform(X), atol=1e-9)
     refused = client.ok("decomposition.PCA", "fit", X, params={"n_components": "mle"})
-    assert (refused["backend"], "cuml: `n_components='mle'` is not supported" in refused["reason"]) == ("sklearn", True)
+    assert (refused["backend"], refused["reason"]) == ("sklearn", "cuml: `n_components='mle'` is not supported")
     strict = client.call("preprocessing.StandardScaler", "fit", X, strict=True)
     assert strict.code == "gpu_refused"
     assert "cuML has no StandardScaler" in strict.json["error"]["message"]

@@ -24,6 +24,7 @@ class TrialBackend:
 
     name = "trial"
     accelerated = True
+    several = False
     max_workers: int | None = 1
 
     def __init__(self, device: Any) -> None:

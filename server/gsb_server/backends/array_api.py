@@ -80,6 +80,7 @@ class ArrayApiBackend:
 
     name = "array_api"
     accelerated = True
+    several = False
     max_workers: int | None = 1
 
     def __init__(self, device: Device) -> None:

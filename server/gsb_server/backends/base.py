@@ -205,12 +205,15 @@ class Backend(Protocol):
         One word, as in ``GSB_BACKEND``.
     accelerated : bool
         Whether it computes on a GPU; strict jobs go to no other.
+    several : bool
+        Whether it stands for several backends, whose names are in its refusals.
     max_workers : int or None
         How many threads may call it at once.
     """
 
     name: str
     accelerated: bool
+    several: bool
     max_workers: int | None
 
     def probe(self) -> Probe:

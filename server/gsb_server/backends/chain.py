@@ -51,6 +51,7 @@ class ChainBackend:
         self.backends = tuple(backends)
         self.unavailable = dict(unavailable or {})
         self.name = "+".join(backend.name for backend in self.backends)
+        self.several = True
         self.accelerated = any(backend.accelerated for backend in self.backends)
         self.max_workers: int | None = None
         self._gates: list[AbstractContextManager[Any]] = [
@@ -84,7 +85,7 @@ class ChainBackend:
                 else:
                     outcome = self._run_on(held, index, job)
             except RefusedByBackend as refusal:
-                reasons.append(f"{backend.name}: {refusal}")
+                reasons.append(_told(backend, refusal))
                 continue
             outcome.backend = outcome.backend or backend.name
             outcome.device = outcome.device or self._devices[index]
@@ -156,7 +157,7 @@ class ChainBackend:
                 with self._gates[index]:
                     model, nbytes = request(backend)
             except RefusedByBackend as refusal:
-                reasons.append(f"{backend.name}: {refusal}")
+                reasons.append(_told(backend, refusal))
                 continue
             return _Held(estimator, index, model, nbytes), nbytes
         raise RefusedByBackend("; ".join(reasons))
@@ -165,3 +166,8 @@ class ChainBackend:
         """Close every backend."""
         for backend in self.backends:
             backend.close()
+
+
+def _told(backend: Backend, refusal: RefusedByBackend) -> str:
+    """Put a backend's name before its reason, unless it speaks for several, which are named in it already."""
+    return str(refusal) if backend.several else f"{backend.name}: {refusal}"

@@ -60,6 +60,7 @@ class CumlBackend:
 
     name = "cuml"
     accelerated = True
+    several = False
     max_workers: int | None = 1
 
     def __init__(self, device: Device) -> None:

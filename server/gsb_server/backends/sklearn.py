@@ -175,6 +175,7 @@ class SklearnBackend:
 
     name = "sklearn"
     accelerated = False
+    several = False
     max_workers: int | None = None
 
     def __init__(self) -> None:

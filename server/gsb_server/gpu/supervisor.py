@@ -288,6 +288,7 @@ class SupervisedBackend:
 
     name = "gpu"
     accelerated = True
+    several = True
     max_workers: int | None = None
 
     def __init__(
