@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -169,6 +172,38 @@ def test_no_session_without_a_proof(shared_server: Any) -> None:
         }
         with pytest.raises(TransportUnavailableError, match="has not shown"):
             exchange(client._connection(), "POST", "/v1/session", request, 5.0)
+
+
+ELSEWHERE = """
+import json, os, socket, sys
+import numpy as np
+import sklearn.decomposition
+# What Windows' Python lacks, and what a client there may lack.
+del socket.AF_UNIX, os.register_at_fork, os.fork, os.getuid
+sys.modules["shmpool"] = None
+import gsb
+from gsb.decomposition import PCA
+X = np.random.default_rng(0).standard_normal((4000, 20))
+model = PCA(n_components=3).fit(X)
+print(json.dumps([gsb.last_report().transport, float(np.abs(model.transform(X)).sum())]))
+try:
+    gsb.config(server="unix:///tmp/none")
+    PCA().fit(X)
+except gsb.errors.ConnectError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def test_a_client_without_unix_sockets_forks_and_the_extension(shared_server: Any) -> None:
+    environment = {**os.environ, "GSB_SERVER": shared_server.http, "GSB_TOKEN": shared_server.token}
+    command = [sys.executable, "-c", ELSEWHERE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    with using(shared_server, shared_server.url, None):
+        expected = float(np.abs(PCA(n_components=3).fit(X).transform(X)).sum())
+    assert first == ["stream", expected]
+    assert "no Unix sockets" in second
 
 
 CLIENT = """

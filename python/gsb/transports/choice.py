@@ -59,7 +59,13 @@ def choose(
             refused.append((kind, "the server does not offer it"))
             continue
         try:
-            opened = transport_class(kind).open(dialog(offer))
+            found = transport_class(kind)
+        except ImportError as error:
+            # A client that streams needs no compiled part of ours.
+            refused.append((kind, f"it cannot be loaded: {error}"))
+            continue
+        try:
+            opened = found.open(dialog(offer))
         except TransportUnavailableError as error:
             refused.append((kind, error.message))
             continue
