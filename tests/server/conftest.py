@@ -164,7 +164,7 @@ class Peer:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.pool = shmpool.Pool.attach(server.service.pool.path, prefault_nbytes=0)
-        answer = server.request("POST", "/v1/session", {**self.hello, "ticket": self.prove()})
+        answer = server.request("POST", "/v1/session", self.hello)
         assert answer.status == 200, answer
         self.session = answer.json["session"]
 
@@ -172,7 +172,14 @@ class Peer:
     def hello(self) -> dict[str, Any]:
         client = self.pool.client
         identity = [client.index, client.nonce]
-        return {"protocol": 1, "transport": "shared", "pool": self.pool.uuid, "client": identity, "label": "test"}
+        return {
+            "protocol": 1,
+            "transport": "shared",
+            "pool": self.pool.uuid,
+            "client": identity,
+            "ticket": self.prove(),
+            "label": "test",
+        }
 
     def prove(self) -> str:
         """Go through the coherence handshake, for a ticket."""
