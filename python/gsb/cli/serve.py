@@ -77,7 +77,9 @@ def _card(url: str, port: str | None, pid: int) -> Panel:
     table.add_column()
     table.add_row("listens on", f"{url}\nhttp://127.0.0.1:{port}" if port else url)
     table.add_row("pool", f"{pool['path']}  ({format_bytes(pool['nbytes'])}, {pool['filesystem']})")
-    table.add_row("computes with", f"{backend['name']} on {backend['device']}  [dim]{backend['reason']}[/]")
+    table.add_row(
+        "computes with", f"{', then '.join(backend['names'])} on {backend['device']}  [dim]{backend['reason']}[/]"
+    )
     table.add_row("process", f"{pid}; Ctrl-C stops it")
     note = "" if url == f"unix://{runtime.socket_path()}" else f'[dim]GSB_SERVER="{url}"[/]\n'
     table.add_row("try", f"{note}from gsb.decomposition import PCA")

@@ -56,7 +56,9 @@ def _overview(url: str, found: dict[str, Any]) -> Table:
     table.add_row(
         "version", f"{found['version']}, scikit-learn {found['sklearn']}, up {_age(metrics['uptime_seconds'])}"
     )
-    table.add_row("computes with", f"{backend['name']} on {backend['device']}  [dim]{backend['reason']}[/]")
+    table.add_row(
+        "computes with", f"{', then '.join(backend['names'])} on {backend['device']}  [dim]{backend['reason']}[/]"
+    )
     table.add_row("pool", f"{pool['path']}  {format_bytes(pool['nbytes'])} on {pool['filesystem']}")
     table.add_row("slots", ", ".join(regions))
     table.add_row("memory (PSS)", format_bytes(pss(found["pid"])))
