@@ -114,7 +114,8 @@ def _connection() -> Iterator[str]:
     finally:
         client.close()
     yield f"{url}: version {found['version']}, scikit-learn {found['sklearn']}, NumPy {found['numpy']}"
-    yield f"backend: {', then '.join(found['backend']['names'])} on {found['backend']['device']}: {found['backend']['reason']}"
+    backend = found["backend"]
+    yield f"backend: {', then '.join(backend['names'])} on {backend['device']}: {backend['reason']}"
     pool = found["pool"]
     yield f"its pool: {pool['path']}, {format_bytes(pool['nbytes'])} on {pool['filesystem']}"
     yield f"from here: {_mount(Path(pool['path']))}"
