@@ -12,7 +12,7 @@ C_SOURCES := $(wildcard src/shmpool/core/*.h src/shmpool/os/*.h tests/c/*.c test
 .PHONY: help demo test test-c test-gpu lint fmt bench soak soak-mounts wheel clean
 
 help:  ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -34,16 +34,24 @@ test: $(VENV)/.dev-installed  ## every test: Python, C under sanitizers, crashes
 test-c: $(VENV)/.dev-installed  ## only the C core, plain and under the sanitizers
 	$(BIN)/python -m pytest tests/c
 
-# CUDA=12 or 13; GPU_PYTHON=python3 where CuPy and cuML are there already, as on a machine without a registry
+# CUDA=12 or 13. Where CuPy and cuML are there already and no registry can be reached: GPU_SITE=folder with what is missing
+# (or nothing in it); then nothing is installed, and GPU_PYTHON runs.
 CUDA ?= 13
-GPU_PYTHON ?= $(BIN)/python
+GPU_SITE ?=
+GPU_PYTHON ?= $(if $(GPU_SITE),python3,$(BIN)/python)
+GPU_PATH := $(if $(GPU_SITE),$(CURDIR)/src:$(CURDIR)/python:$(CURDIR)/server:$(GPU_SITE):)
+GPU_NEEDS := $(if $(GPU_SITE),,$(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.gpu-installed))
 
 $(VENV)/.gpu-installed: $(VENV)/.dev-installed
 	$(PIP) install --quiet --editable '.[cuda$(CUDA)]'
 	@touch $@
 
-test-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.gpu-installed)  ## the GPU backends on the GPU of this machine
-	SCIPY_ARRAY_API=1 $(GPU_PYTHON) -m pytest tests/device tests/gpu
+test-gpu: $(GPU_NEEDS)  ## on a machine with a GPU: the backends and the worker on the real device
+	mkdir -p build
+	GSB_TEST_GPU=1 SCIPY_ARRAY_API=1 PYTHONPATH="$(GPU_PATH)$$PYTHONPATH" $(GPU_PYTHON) -m pytest -m gpu -rs --junitxml=build/test-gpu.xml tests/device tests/gpu
+
+bench-gpu: $(GPU_NEEDS)  ## on a machine with a GPU: measure, write docs/gpu.md
+	PYTHONPATH="$(GPU_PATH)$$PYTHONPATH" $(GPU_PYTHON) -m bench.gpu
 
 lint: $(VENV)/.dev-installed  ## ruff, mypy --strict, stubtest, cython-lint, clang-format, import contracts
 	$(BIN)/ruff check .

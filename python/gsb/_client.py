@@ -463,7 +463,8 @@ def _decode_call(
         backend, device, reason = str(answer["backend"]), str(answer["device"]), str(answer["reason"])
         random_state = dict(answer.get("random_state") or {})
         slots = inbox.slots
-    except (KeyError, TypeError, ValueError) as error:
+        detail = {str(name): float(seconds) for name, seconds in (answer.get("detail") or {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, ProtocolError):
             raise
         raise ProtocolError(f"malformed answer to {call.method}: {error!r}") from error
@@ -485,6 +486,7 @@ def _decode_call(
         slots_sent=outbox.slots,
         slots_received=slots,
         transport=session.transport.kind,
+        detail=detail,
     )
     return Answer(result, answer.get("model"), summary, random_state, warned, report, session.id)
 

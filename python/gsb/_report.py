@@ -39,6 +39,8 @@ class Report:
         The first slot of each array in the pool, where it is shared.
     transport : str
         How those arrays have travelled: ``shared``, ``stream`` or ``file``; empty where none was needed.
+    detail : dict of str to float
+        Seconds of stages that this backend alone has; they lie within the server's own.
     """
 
     estimator: str
@@ -54,6 +56,7 @@ class Report:
     slots_sent: tuple[int, ...] = ()
     slots_received: tuple[int, ...] = ()
     transport: str = ""
+    detail: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def overhead(self) -> float:

@@ -93,6 +93,8 @@ class PartStore:
         Takes the parts; None: they are put together here.
     ttl : float
         Seconds without another part, or a call, after which an array is dropped.
+    above : int
+        Bytes from which on clients are to send parts; 0: as it suits the backend.
 
     Notes
     -----
@@ -100,10 +102,11 @@ class PartStore:
     Blocking: the first part waits for memory of the device, up to the request's deadline.
     """
 
-    def __init__(self, pool: shmpool.Pool, backend: StreamingBackend | None, ttl: float) -> None:
+    def __init__(self, pool: shmpool.Pool, backend: StreamingBackend | None, ttl: float, above: int = 0) -> None:
         self.pool = pool
         self.backend = backend
         self.ttl = ttl
+        self.above = above
         self._arrays: dict[tuple[str, str], _Arriving] = {}
         self._lock = threading.Lock()
 
@@ -115,6 +118,8 @@ class PartStore:
         """Say to a client from which size on arrays are to be sent in parts, and how large a part is."""
         geometry = self.pool.geometry
         part = min(_PART_NBYTES, geometry.slot_nbytes)
+        if self.above:
+            return {"above": self.above, "nbytes": part}
         if self.backend is not None:
             # The upload of one part runs while the client copies the next.
             return {"above": 2 * part, "nbytes": part}

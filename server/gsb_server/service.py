@@ -113,7 +113,7 @@ class Service:
         self.backend = self.choice.backend
         threads = min(settings.worker_threads, self.backend.max_workers or settings.worker_threads)
         self.workers = Workers(threads, settings.queue_limit)
-        self.parts = PartStore(self.pool, streaming_backend(self.backend), settings.result_ttl)
+        self.parts = PartStore(self.pool, streaming_backend(self.backend), settings.result_ttl, settings.parts_above)
         self._part_threads = ThreadPoolExecutor(2 * settings.max_sessions, thread_name_prefix="gsb-part")
         self.results = Results(self.pool, settings.output_timeout)
         # Results would otherwise pay for the first touch of every page of a slot, one after the other.

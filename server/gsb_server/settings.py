@@ -82,6 +82,8 @@ class Settings:
         Device memory for arrays kept for the next call; -1: a quarter of what the device has.
     gpu_start_timeout : float
         Seconds the GPU worker has to start.
+    parts_above : int
+        Bytes from which on clients send arrays in parts. 0: as it suits the backend.
     model_nbytes : int
         Memory all models may hold together; the least recently used are evicted beyond it.
     model_ttl, session_ttl : float
@@ -134,7 +136,8 @@ class Settings:
     gpu_host_path: str = "auto"
     gpu_pin_nbytes: int = 4 * 2**30
     gpu_resident_nbytes: int = -1
-    gpu_start_timeout: float = 120.0
+    gpu_start_timeout: float = 45.0
+    parts_above: int = 0
     model_nbytes: int = 4 * 2**30
     model_ttl: float = 3600.0
     session_ttl: float = 24 * 3600.0
@@ -232,7 +235,7 @@ def _convert(hint: Any, name: str, text: str) -> Any:
     if hint is bool:
         return _parse_bool(text)
     if hint is int:
-        return parse_size(text) if name.endswith("_nbytes") else int(text)
+        return parse_size(text) if name.endswith(("_nbytes", "_above")) else int(text)
     if hint is float:
         return float(text)
     if hint is str:

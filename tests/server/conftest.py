@@ -166,7 +166,8 @@ class Peer:
         self.pool = shmpool.Pool.attach(server.service.pool.path, prefault_nbytes=0)
         answer = server.request("POST", "/v1/session", self.hello)
         assert answer.status == 200, answer
-        self.session = answer.json["session"]
+        self.greeting = answer.json
+        self.session = self.greeting["session"]
 
     @property
     def hello(self) -> dict[str, Any]:

@@ -87,8 +87,7 @@ def test_the_death_of_the_worker_loses_its_models_and_nothing_else(
 
 def test_parts_go_to_the_device(gpu_server: Any, make_peer: Any, wait_until: Any) -> None:
     peer = make_peer(gpu_server)
-    session = gpu_server.request("POST", "/v1/session", peer.hello).json
-    assert session["parts"] == {"above": 2 << 20, "nbytes": 1 << 20}
+    assert peer.greeting["parts"] == {"above": 2 << 20, "nbytes": 1 << 20}
     key, form = secrets.token_hex(16), {"dtype": "<f8", "shape": list(X.shape), "order": "C"}
     flat = X.reshape(-1).view(np.uint8)
 

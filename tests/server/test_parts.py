@@ -145,6 +145,7 @@ def test_what_does_not_fit_into_memory_is_refused_at_the_first_part(peer: Any, m
     assert Sender(peer, X).send(*_parts(X)[0]).code == "out_of_memory"
 
 
-def test_the_server_says_from_which_size_on(peer: Any) -> None:
-    greeting = peer.server.request("POST", "/v1/session", peer.hello).json
-    assert greeting["parts"] == {"above": 8 << 20, "nbytes": 1 << 20}
+@pytest.mark.parametrize(("setting", "above"), [(0, 8 << 20), (12345, 12345)])
+def test_the_server_says_from_which_size_on(make_server: Any, make_peer: Any, setting: int, above: int) -> None:
+    peer = make_peer(make_server(parts_above=setting))
+    assert peer.greeting["parts"] == {"above": above, "nbytes": 1 << 20}
