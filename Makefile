@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 C_SOURCES := $(wildcard src/shmpool/core/*.h src/shmpool/os/*.h tests/c/*.c tests/c/*.h bench/c/*.c)
 
-.PHONY: help demo test test-c test-gpu lint fmt bench soak soak-mounts wheel clean
+.PHONY: help demo test test-c test-gpu test-9p lint fmt bench soak soak-mounts wheel clean
 
 help:  ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -73,6 +73,9 @@ $(VENV)/.bench-installed: $(VENV)/.dev-installed
 
 bench: $(VENV)/.bench-installed  ## all benchmarks against their baselines and peers; fails if 500 MB takes 800 ms
 	$(BIN)/python -m pytest --benchmark-only
+
+test-9p: $(VENV)/.dev-installed  ## a client in a virtual machine, a drive by 9P between it and the server; 1 minute, 180 MB
+	timeout 600 $(BIN)/python tests/qemu/run_9p.py
 
 soak: $(VENV)/.dev-installed  ## 10,000 random kills
 	$(BIN)/python tests/soak/soak_kills.py --kills 10000

@@ -52,8 +52,12 @@ class FarServer:
         }
         arguments = ["--socket", str(self.folder / "s.sock"), "--pool", str(pool_path), "--slot-size", "8M"]
         self._process = ServerProcess([*arguments, "--workers", "2"], variables, output=self._log)
-        self._process.start()
         self._clients: list[Client] = []
+        try:
+            self._process.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     def client(self, transport: str | None) -> Client:
         """A client, to be connected with ``gsb.config(file_dir=...)`` in force."""
@@ -96,19 +100,19 @@ class FarServer:
 
 
 @contextlib.contextmanager
-def pool_seen_through(rig: Rig) -> Iterator[None]:
-    """Have the clients of this process find the server's pool on the mount instead of below it.
+def pool_seen_through(rig: Rig, *, reverse: bool = False) -> Iterator[None]:
+    """Have the clients of this process find the server's pool on the mount instead of below it (`reverse`: below it).
 
     That is what they would do in another kernel, where the server's own name for it leads through the mount.
     """
+    theirs, ours = (rig.over, rig.under) if reverse else (rig.under, rig.over)
     introduce = gsb._client.introduce
 
     def renamed(connection: Connection, token: str, timeout: float) -> None:
         introduce(connection, token, timeout)
         shared = connection.offers["shared"]
         path = Path(shared["path"])
-        assert path.is_relative_to(rig.under)
-        shared["path"] = str(rig.over / path.relative_to(rig.under))
+        shared["path"] = str(ours / path.relative_to(theirs))
 
     gsb._client.introduce = renamed
     try:

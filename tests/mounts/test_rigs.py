@@ -42,6 +42,24 @@ def test_plain_reads_go_stale(rig: Rig, descriptors: tuple[int, int]) -> None:
     assert os.pread(through, 4, 0) == bytes(4)
 
 
+def test_opening_anew_helps_on_one_of_them_only(rig: Rig, descriptors: tuple[int, int]) -> None:
+    below, through = descriptors
+    with mmap.mmap(through, PAGE) as mapping:
+        assert mapping[:4] == bytes(4)
+        os.pwrite(below, b"new!", 0)
+        again = os.open(rig.over / "file.bin", os.O_RDWR)
+        expected = b"new!" if rig.kind == "bindfs" else bytes(4)
+        assert os.pread(again, 4, 0) == mapping[:4] == expected
+        os.close(again)
+
+
+@pytest.mark.parametrize("rig", ["bindfs-tmpfs"], indirect=True)
+def test_plain_writes_of_bindfs_arrive_at_once(rig: Rig, descriptors: tuple[int, int]) -> None:
+    below, through = descriptors
+    os.pwrite(through, b"soon", 0)
+    assert os.pread(below, 4, 0) == b"soon"
+
+
 def test_direct_reads_are_fresh(rig: Rig, descriptors: tuple[int, int]) -> None:
     below, through = descriptors
     assert os.pread(through, 4, 0) == bytes(4)

@@ -14,9 +14,11 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePath
-from typing import Any, Final, NamedTuple
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 
@@ -54,6 +56,9 @@ _PAUSE_SECONDS: Final = 0.02
 
 #: Sizes of the arrays of the handshake: less than a page, more than the server keeps outside of its pool, odd ones.
 _PROBE_NBYTES: Final = (100, 70_000, 300_001, 4096)
+
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class _Part(NamedTuple):
@@ -172,20 +177,14 @@ class FileTransport(Transport):
         parts = _parts(answer.get("parts"))
         for part in parts:
             self._box.layout.check_up(part.offset, part.nbytes)
-        turns = itertools.cycle(range(len(parts)))
-        at = 0
         try:
-            with contextlib.closing(pieces(array)) as found, self._in_use():
-                for whole in found:
-                    rest = np.asarray(whole)
-                    while len(rest):
-                        turn = next(turns)
-                        part = parts[turn]
-                        piece, rest = rest[: part.nbytes], rest[part.nbytes :]
-                        checksum = self._box.put(part.offset, piece, piece_generation(part.generation, at))
-                        message = {"do": "sent", "id": number, "at": at, "nbytes": len(piece), "part": turn}
-                        self._post({**message, "checksum": f"{checksum:032x}"})
-                        at += len(piece)
+            with self._in_use(), _Ahead(len(parts) > 1) as ahead:
+                for turn, at, piece in _turns(array, parts):
+                    part = parts[turn]
+                    checksum = self._box.put(part.offset, piece, piece_generation(part.generation, at))
+                    message = {"do": "sent", "id": number, "at": at, "nbytes": len(piece), "part": turn}
+                    ahead.run(self._post, {**message, "checksum": f"{checksum:032x}"})
+                ahead.wait()
         except BaseException:
             self._free(number)
             raise
@@ -371,6 +370,57 @@ class FileTransport(Transport):
         # The lock may have been held by another thread of the parent.
         self._lock = threading.Lock()
         self.close()
+
+
+class _Ahead:
+    """Has the server read one piece while the next one is written to another part of the file.
+
+    Parameters
+    ----------
+    is_ahead : bool
+        False: everything is done at once, for arrays of one part.
+    """
+
+    def __init__(self, is_ahead: bool) -> None:
+        self._executor = ThreadPoolExecutor(1, "gsb-file") if is_ahead else None
+        self._pending: Future[Any] | None = None
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Do something as soon as what was begun before is done; its errors are raised by the next call."""
+        if self._executor is None:
+            function(*arguments)
+        else:
+            self.wait()
+            self._pending = self._executor.submit(function, *arguments)
+
+    def wait(self) -> None:
+        """Wait for what was begun."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._executor is not None:
+            self._executor.shutdown()
+
+
+def _turns(array: Array, parts: list[_Part]) -> Iterator[tuple[int, int, Bytes]]:
+    """Give the pieces of an array for the parts in turn: which part, where in the array, and the bytes."""
+    turns = itertools.cycle(range(len(parts)))
+    at = 0
+    with contextlib.closing(pieces(array)) as found:
+        for whole in found:
+            rest = np.asarray(whole)
+            while len(rest):
+                turn = next(turns)
+                piece, rest = rest[: parts[turn].nbytes], rest[parts[turn].nbytes :]
+                yield turn, at, piece
+                at += len(piece)
 
 
 def _deadline(timeout: float | None) -> float:

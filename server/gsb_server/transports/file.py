@@ -497,7 +497,7 @@ def _lock(path: Path) -> int:
         os.close(fd)
         raise MailboxError(f"{path} is in use by another server", hint="give each a GSB_FILE_DIR of its own") from None
     except OSError:
-        # A drive without locks: a second server is noticed by the clients, whose mailbox has another uuid then.
+        # A drive without locks: what a second server spoils fails the checksum.
         log.debug("%s cannot be locked", path)
     return fd
 
