@@ -335,6 +335,13 @@ def test_a_method_that_cuml_lacks(backend: CumlBackend) -> None:
         backend.run(job("neighbors.NearestNeighbors", "radius_neighbors", X, model=model))
 
 
+def test_a_method_that_nobody_has_is_for_the_cpu_to_complain_about(device: Any) -> None:
+    chain = ChainBackend((CumlBackend(device), SklearnBackend()))
+    model = chain.run(job("cluster.KMeans", "fit", X, params={"n_clusters": 2, "n_init": 1})).model
+    with pytest.raises(AttributeError, match="'KMeans' object has no attribute 'decision_function'"):
+        chain.run(job("cluster.KMeans", "decision_function", X, model=model))
+
+
 def test_wrong_parameters_raise_scikit_learns_own_words(backend: CumlBackend) -> None:
     with pytest.raises(ValueError, match="The 'n_clusters' parameter of KMeans must be an int"):
         backend.run(job("cluster.KMeans", "fit", X, params={"n_clusters": "many"}))

@@ -50,9 +50,9 @@ class TestDevice:
 
     def check_untouched(self) -> None:
         """Fail if an array that was lent was written to; forget them."""
-        for value, before in self._lent:
+        lent, self._lent = self._lent, []
+        for value, before in lent:
             np.testing.assert_array_equal(self._down(value), before, err_msg="a shared device array was written to")
-        self._lent.clear()
 
     def host(self, value: Any) -> Any:
         """Bring a result to the host, as the worker does before it answers."""

@@ -127,8 +127,8 @@ class ArrayApiBackend:
 
     def run(self, job: Job) -> Outcome:
         """Do the job on the device."""
-        cls: Any = estimator_class(job.estimator)
         row = _row(job.estimator)
+        cls: Any = estimator_class(job.estimator)
         if job.method not in row.methods:
             raise RefusedByBackend(f"{cls.__name__}.{job.method} is not possible on device arrays")
         model: _Model | None = job.model

@@ -173,6 +173,8 @@ class CumlBackend:
         return proxy
 
     def _arguments(self, row: Row, cls: Any, job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not hasattr(cls._cpu_class, job.method):
+            raise RefusedByBackend(f"there is no method {job.method}")
         names = list(signature(cls._cpu_class, job.method).parameters)[1:]
         args, kwargs = list(job.args), dict(job.kwargs)
         if len(args) > len(names):
