@@ -129,10 +129,10 @@ class Bench:
         return lines + ["**stand-ins, no GPU: the figures mean nothing**"] * self.fake
 
     def run_clients(self) -> None:
-        """Four processes at once."""
+        """Several processes at once."""
         import time
 
-        count = 4
+        count = self.options.clients
         size = [str(self.options.rows), str(self.options.columns), str(self.options.repeat)]
         processes = [
             subprocess.Popen(
@@ -254,6 +254,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=5, help="warm runs of each")
     parser.add_argument("--slot", default="256M", help="bytes of a slot of the pool")
     parser.add_argument("--paths", nargs="+", choices=[*PATHS], default=[*PATHS], help="must have parts")
+    parser.add_argument("--clients", type=int, default=4, help="how many at once")
     parser.add_argument("--output", type=Path, help="default: docs/gpu.md; a temporary file for the fake")
     options = parser.parse_args(argv)
     if options.device == "fake" and options.output and options.output.resolve() == (ROOT / "docs" / "gpu.md").resolve():

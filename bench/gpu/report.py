@@ -144,7 +144,7 @@ def _clients(found: dict[str, Any]) -> list[str]:
     one = found["clients"]
     return [
         "",
-        "## Four clients at once",
+        "## Several clients at once",
         "",
         f"{one['clients']} processes, {one['repeats']} calls each: {one['wall']:.2f} s in all, median of a call "
         f"{_ms(one['median'])} ms, slowest {_ms(one['slowest'])} ms; {len(one['errors'])} errors; "

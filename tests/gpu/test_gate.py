@@ -84,7 +84,7 @@ def test_the_estimate_follows_the_arrays() -> None:
     def need(method: str, *args: Any) -> int:
         return estimate(Job("sklearn.decomposition.PCA", {}, None, method, args, {}, {}))
 
-    array = np.empty((1000, 1000), np.float32)
+    array = np.zeros((1000, 1000), np.float32)
     assert need("fit", array) - need("fit") == 12_000_000
     assert need("transform", array) < need("fit", array)
     assert need("fit", [array, (array,)], {"w": array}) > 3 * need("fit", array) - 3 * need("fit")
