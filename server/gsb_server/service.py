@@ -596,6 +596,7 @@ class Service:
             "sessions": [
                 {
                     "label": session.label,
+                    "id": session.id[:8],
                     "transport": session.link.kind,
                     "client": session.link.client,
                     "age_seconds": time.monotonic() - session.opened,

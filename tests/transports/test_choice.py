@@ -277,6 +277,25 @@ def test_the_sockets_of_a_server_are_removed_with_it() -> None:
         server.stop()
 
 
+def test_a_session_that_was_given_up_is_replaced(shared_server: Any, url: str) -> None:
+    """As after a sleep, in which all connections were lost."""
+    with using(shared_server, url, "stream") as client:
+        model = StandardScaler().fit(X)
+        expected = model.transform(X)
+        for use in (lambda: StandardScaler().fit(X).transform(X), lambda: model.transform(X)):
+            former = client.connect()
+            for connection in former.transport._idle:  # type: ignore[attr-defined]
+                connection.close()
+            eventually(lambda former=former: former.id[:8] not in session_ids(shared_server), "the server has given it up")
+            np.testing.assert_array_equal(use(), expected)
+            assert client.connect().id != former.id
+
+
+def session_ids(server: Any) -> list[str]:
+    with gsb.config(server=server.url, token=server.token, transport="shared"):
+        return [session["id"] for session in get_client().status()["sessions"]]
+
+
 def test_a_forked_child_has_a_session_of_its_own(shared_server: Any, url: str) -> None:
     with using(shared_server, url, "stream") as client:
         model = StandardScaler().fit(X)
