@@ -22,6 +22,9 @@ from pathlib import Path
 
 import uvicorn
 
+import shmpool
+from shmpool.mounts import refuse_incoherent
+
 from .settings import Settings
 from .transports.plane import DataListeners
 
@@ -157,6 +160,11 @@ def serve(settings: Settings, ready_fd: int | None = None, parent_fd: int | None
     socket_path = settings.socket
     if socket_path is None and not settings.port:
         socket_path = default_socket()
+    try:
+        pool = settings.pool_path or shmpool.default_path(create=False)
+        refuse_incoherent(pool)
+    except shmpool.UnsupportedFilesystemError as error:
+        raise ListenError(f"the pool cannot be used: {error}") from None
     try:
         if socket_path is not None:
             sockets.append(_unix_socket(socket_path))

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,8 @@ from gsb.errors import ConnectError, ConnectionLostError, TransportUnavailableEr
 from gsb.preprocessing import StandardScaler
 from gsb.transports import choice, shared
 from gsb.transports.base import Dialog, Opened, Transport
+from helpers.mounts import mounted, require_fuse
+from helpers.places import Places
 from helpers.processes import Children, eventually
 from helpers.servers import Server
 
@@ -261,6 +264,21 @@ def test_kill_9_of_the_server(is_empty: Callable[[Path], bool]) -> None:
         assert not server.directory.exists()
 
 
+def test_a_pool_on_a_bad_mount_is_refused_at_the_start(places: Places, request: pytest.FixtureRequest) -> None:
+    require_fuse()
+    folder = places.new(request.node.name)
+    try:
+        with mounted("bindfs", folder) as rig:
+            command = [sys.executable, "-m", "gsb_server", "--pool", str(rig.over / "pool"), "--socket", f"{folder}/s"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 3
+            assert "lies on fuse" in done.stderr
+            assert "Traceback" not in done.stderr
+            assert list(rig.under.iterdir()) == []
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_the_sockets_of_a_server_are_removed_with_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -286,7 +304,9 @@ def test_a_session_that_was_given_up_is_replaced(shared_server: Any, url: str) -
             former = client.connect()
             for connection in former.transport._idle:  # type: ignore[attr-defined]
                 connection.close()
-            eventually(lambda former=former: former.id[:8] not in session_ids(shared_server), "the server has given it up")
+            eventually(
+                lambda former=former: former.id[:8] not in session_ids(shared_server), "the server has given it up"
+            )
             np.testing.assert_array_equal(use(), expected)
             assert client.connect().id != former.id
 

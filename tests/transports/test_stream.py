@@ -188,6 +188,8 @@ def test_garbage(plane: Any) -> None:
         put_frame(1, array, form={"dtype": "<f8, <f8"}),
         put_frame(1, array, form={"order": "K"}),
         put_frame(1, array, form={"timeout": "soon"}),
+        put_frame(1, array, form={"timeout": float("nan")}),
+        put_frame(1, array, form={"timeout": -1}),
         put_frame(2**48, array),
         put_frame(1, array, flags=wire.EAGER),
         put_frame(1, array, meta=b"[]"),

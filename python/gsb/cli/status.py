@@ -80,10 +80,11 @@ def _overview(url: str, found: dict[str, Any]) -> Table:
 
 def _sessions(sessions: list[dict[str, Any]]) -> Table:
     table = Table(title="sessions", title_justify="left", title_style="bold", header_style="dim", box=None)
-    for name in ("client", "program", "calls", "running", "age", "idle"):
-        table.add_column(name, justify="left" if name == "program" else "right")
+    for name in ("arrays by", "client", "program", "calls", "running", "age", "idle"):
+        table.add_column(name, justify="left" if name in ("arrays by", "program") else "right")
     for session in sessions:
         table.add_row(
+            session["transport"],
             str(session["client"]),
             session["label"] or "—",
             str(session["calls"]),

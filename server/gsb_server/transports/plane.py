@@ -61,6 +61,7 @@ class DataListeners:
     def __init__(self, sockets: list[socket.socket], unix: Path | None = None) -> None:
         self.sockets = sockets
         self.unix = unix
+        self._inode = None if unix is None else unix.lstat().st_ino
 
     def offer(self) -> dict[str, Any]:
         """Return what a client needs: the name beside the control socket, and the port on the control host."""
@@ -76,7 +77,8 @@ class DataListeners:
         """Stop listening; remove the socket's file if it is still ours."""
         if self.unix is not None:
             with contextlib.suppress(OSError):
-                self.unix.unlink()
+                if self.unix.lstat().st_ino == self._inode:
+                    self.unix.unlink()
         for listener in self.sockets:
             # Wakes the thread that accepts.
             with contextlib.suppress(OSError):
@@ -273,6 +275,8 @@ class DataConnection:
             if form.nbytes != frame.nbytes or frame.id >= FIRST_RESULT or eager != (form.nbytes <= wire.EAGER_NBYTES):
                 raise ProtocolError("a frame contradicts itself")
             timeout = float(meta.get("timeout", 0.0))
+            if not timeout >= 0.0:
+                raise ProtocolError("a time to wait that is none")
         except (ProtocolError, TypeError, ValueError, OverflowError) as error:
             self._refuse("malformed", f"malformed upload: {error}", last=True)
             raise HungUpError("malformed upload") from None
@@ -320,7 +324,7 @@ class DataConnection:
 
     def _claim(self, form: wire.Form, timeout: float) -> shmpool.Loan:
         """Wait for room, but not for a client that has hung up."""
-        deadline = time.monotonic() + min(max(timeout, 0.0), self._plane.settings.max_slot_wait)
+        deadline = time.monotonic() + min(timeout, self._plane.settings.max_slot_wait)
         while True:
             left = deadline - time.monotonic()
             try:
