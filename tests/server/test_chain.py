@@ -359,6 +359,26 @@ def test_a_strict_server(make_server: Any, make_peer: Any) -> None:
     assert client.call("decomposition.PCA", "fit", X, strict=False).code == "gpu_refused", "a client cannot loosen it"
 
 
+def test_strictness_comes_from_variable_option_and_gsb_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gsb.cli import commands
+    from gsb.cli import serve as starter
+    from gsb_server import __main__ as command
+    from gsb_server import listen
+    from typer.testing import CliRunner
+
+    assert Settings.from_env({"GSB_STRICT_GPU": "1"}).strict_gpu
+    assert not Settings.from_env({}).strict_gpu
+    seen: list[Any] = []
+    monkeypatch.setattr(listen, "serve", lambda settings, **given: seen.append(settings.strict_gpu) or 0)
+    assert command.main(["--strict-gpu"]) == 0
+    monkeypatch.setenv("GSB_STRICT_GPU", "yes")
+    assert command.main([]) == 0
+    assert seen == [True, True]
+    monkeypatch.setattr(starter, "run_server", lambda console, arguments, socket: seen.append(arguments) or 0)
+    assert CliRunner().invoke(commands.app, ["serve", "--strict-gpu", "--backend", "cuml"]).exit_code == 0
+    assert seen[-1] == ["--backend", "cuml", "--log-level", "warning", "--strict-gpu"]
+
+
 def test_the_server_reports_who_did_it(worker: type[Worker], make_server: Any, make_peer: Any) -> None:
     server = make_server()
     assert server.service.choice.names == ("cuml", "array_api", "sklearn")

@@ -47,6 +47,9 @@ def serve(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Calls computed at once.", min=1)] = None,
     backend: Annotated[str | None, typer.Option(help="What computes: auto, or a name `gsb doctor` lists.")] = None,
+    strict_gpu: Annotated[
+        bool, typer.Option("--strict-gpu", help="Refuse what the GPU cannot do, instead of using the CPU.")
+    ] = False,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
 ) -> None:
     """Start the server and keep it running until Ctrl-C.
@@ -66,6 +69,8 @@ def serve(
         "--log-level": log_level,
     }
     arguments = [text for name, value in options.items() if value is not None for text in (name, str(value))]
+    if strict_gpu:
+        arguments.append("--strict-gpu")
     try:
         status = run_server(console, arguments, socket)
     except GSBError as error:
