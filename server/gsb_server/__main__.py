@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from . import listen
-from .settings import Settings, SettingsError, parse_size
+from .settings import Settings, parse_size
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,7 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     parent_fd = arguments.pop("parent_fd")
     try:
         settings = Settings.from_env(**arguments)
-    except SettingsError as error:
+        # Not at the top: it imports scikit-learn, which a wrong option need not wait for.
+        from .backends import registry
+
+        registry.check(settings.backend)
+    except ValueError as error:
         print(f"gsb_server: {error}", file=sys.stderr)
         return 2
     logging.basicConfig(

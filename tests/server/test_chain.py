@@ -252,6 +252,23 @@ def test_auto_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.choose("abacus")
 
 
+def test_a_backend_that_cannot_work_ends_the_command_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gsb_server import __main__ as command
+
+    monkeypatch.setattr(hardware, "missing", lambda: "there is no NVIDIA driver")
+    for name, words in (
+        ("cuml", "'cuml' does not work here: there is no NVIDIA driver"),
+        ("abacus", "there are: auto"),
+    ):
+        assert command.main(["--backend", name]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("gsb_server: ")
+        assert words in said
+        assert said.count("\n") == 1
+
+
 def test_auto_with_a_gpu(worker: type[Worker]) -> None:
     pool, settings = object(), Settings()
     choice = registry.choose("auto", pool, settings)

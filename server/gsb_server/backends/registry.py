@@ -20,7 +20,7 @@ from .sklearn import SklearnBackend
 if TYPE_CHECKING:
     from ..settings import Settings
 
-__all__ = ["BackendChoice", "choose", "names"]
+__all__ = ["BackendChoice", "check", "choose", "names"]
 
 # In the order ``auto`` asks them. They are imported in the GPU worker only.
 _ON_THE_GPU = {
@@ -61,6 +61,21 @@ def names() -> tuple[str, ...]:
     return ("auto", *_ON_THE_GPU, _CPU)
 
 
+def check(wanted: str) -> None:
+    """Refuse a name that cannot work, before anything is started.
+
+    Raises
+    ------
+    ValueError
+        It is unknown, or a GPU's and there is no driver or no CuPy.
+    """
+    if wanted not in names():
+        raise ValueError(f"no backend {wanted!r}; there are: {', '.join(names())}")
+    reason = hardware.missing() if wanted in _ON_THE_GPU else ""
+    if reason:
+        raise ValueError(f"backend {wanted!r} does not work here: {reason}")
+
+
 def choose(wanted: str = "auto", pool: Any = None, settings: Settings | None = None) -> BackendChoice:
     """Return the backend to use.
 
@@ -78,8 +93,7 @@ def choose(wanted: str = "auto", pool: Any = None, settings: Settings | None = N
     ValueError
         The name is unknown, or the backend asked for by name does not work here.
     """
-    if wanted not in names():
-        raise ValueError(f"no backend {wanted!r}; there are: {', '.join(names())}")
+    check(wanted)
     cpu = SklearnBackend()
     asked = () if wanted == _CPU else tuple(_ON_THE_GPU) if wanted == "auto" else (wanted,)
     worker, probes = _start_worker(asked, pool, settings) if asked else (None, {})
