@@ -11,11 +11,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["RELEASES", "Kernel", "archive", "fetch"]
+__all__ = ["KEYRING", "RELEASES", "Kernel", "archive", "fetch"]
 
 #: Debian release -> version of its kernel. The cloud kernels have no 9P.
 RELEASES = {"bookworm": "6.1", "trixie": "6.12"}
 MIRROR = "http://deb.debian.org/debian"
+SOURCES = Path("/etc/apt")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 MODULES = ("virtio_pci", "virtio_net", "9pnet_virtio", "9p")
 
@@ -65,11 +66,20 @@ def fetch(release: str, folder: Path) -> Kernel:
     return Kernel(RELEASES[release], image, place / "ramdisk.cpio")
 
 
+def _mirror() -> str:
+    """The mirror of Debian that this machine uses already, if it uses one."""
+    for path in sorted((*SOURCES.glob("sources.list"), *SOURCES.glob("sources.list.d/*"))):
+        found = re.search(r"^(?:deb|URIs:) +(?:\[[^]]*\] +)?(\S+/debian)/?(?: |$)", path.read_text(), re.MULTILINE)
+        if found is not None:
+            return found[1]
+    return MIRROR
+
+
 def _download(release: str, place: Path) -> Path:
     """Ask apt, with lists of its own, so that nothing of this machine's changes."""
     for name in ("lists/partial", "cache/archives/partial"):
         (place / name).mkdir(parents=True)
-    (place / "sources.list").write_text(f"deb [signed-by={KEYRING}] {MIRROR} {release} main\n")
+    (place / "sources.list").write_text(f"deb [signed-by={KEYRING}] {_mirror()} {release} main\n")
     options = {
         "Dir::Etc::sourcelist": place / "sources.list",
         "Dir::Etc::sourceparts": "-",

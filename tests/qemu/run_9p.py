@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gsb.cli.server_process import ServerProcess
-from kernels import RELEASES, Kernel, archive, fetch
+from kernels import KEYRING, RELEASES, Kernel, archive, fetch
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[2]
@@ -144,6 +144,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=270.0, help="that one boot may take")
     arguments = parser.parse_args()
     missing = [name for name in NEEDED if shutil.which(name) is None]
+    missing += [] if Path(KEYRING).exists() else [KEYRING]
     if missing:
         print(f"not installed: {', '.join(missing)}")
         return 2
