@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 C_SOURCES := $(wildcard src/shmpool/core/*.h src/shmpool/os/*.h tests/c/*.c tests/c/*.h bench/c/*.c)
 
-.PHONY: help demo test test-c test-gpu test-9p lint fmt bench soak soak-mounts wheel clean
+.PHONY: help demo test test-c test-gpu bench-gpu test-9p lint fmt bench soak soak-mounts wheel clean
 
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,7 @@ test-9p: $(VENV)/.dev-installed  ## a client in a virtual machine, a drive by 9P
 soak: $(VENV)/.dev-installed  ## 10,000 random kills
 	$(BIN)/python tests/soak/soak_kills.py --kills 10000
 	$(BIN)/python tests/soak/soak_channels.py --kills 100000
+	$(BIN)/python tests/soak/soak_gpu.py --seconds 600
 
 soak-mounts: $(VENV)/.dev-installed  ## 10,000 arrays each way across each mount that goes stale
 	$(BIN)/python tests/soak/soak_mounts.py --transfers 10000

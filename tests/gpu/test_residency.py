@@ -56,6 +56,9 @@ def test_the_next_call_on_the_same_slot_uploads_nothing(trial: Any) -> None:
         assert np.array_equal(found, X + (method == "spoil"))
     assert trial.run("uploads") == before + 1
     assert trial.run("resident") >= 1
+    resident = trial.backend.status()["resident"]
+    assert resident["hits"] >= 4
+    assert resident["nbytes"] >= X.nbytes
     trial.client.free(handle)
     # The slot again, other content: another generation.
     second = trial.put(X * 2)

@@ -245,26 +245,27 @@ class Worker:
         outcome = self.chain.run(job)
         self.device.synchronize()
         moved = self.plain.transfer_seconds - before
-        kept = self._new_number() if number is None else number
+        place = self._new_number() if number is None else number
         if number is not None or outcome.state_changed:
-            self.models[kept] = outcome.model
+            self.models[place] = outcome.model
         begun = time.perf_counter()
         computed = outcome.started + outcome.compute_seconds
         with _Results(self) as results:
             value = results.place(outcome.result)
-            plain = self._portable(outcome, value, kept)
+            plain = self._portable(outcome, value, place)
             detail = {
                 "upload": max(0.0, moved),
                 "finish": max(0.0, begun - computed),
                 "download": time.perf_counter() - begun,
-                "resident_nbytes": float(self.residency.nbytes),
             }
             body, _ = pack((plain, detail))
             # The slots are the server's from here on; the answer names them.
             del job, outcome, value, plain
             views.clear()
             self.device.begin({})
-            self._answer(Answer(request.number, body, results.keep(), free_nbytes=self._free_nbytes()))
+            kept = self.residency
+            resident = (len(kept), kept.nbytes, kept.hits, kept.misses)
+            self._answer(Answer(request.number, body, results.keep(), None, self._free_nbytes(), resident))
 
     def _new_number(self) -> int:
         self._last_model += 1

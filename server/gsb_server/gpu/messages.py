@@ -144,6 +144,8 @@ class Answer:
     failure : Failure or None
     free_nbytes : int
         Device memory for jobs, what is resident included; -1: not known.
+    resident : (int, int, int, int)
+        Arrays and bytes that stay on the device; how often one was found there, how often not.
     """
 
     number: int
@@ -151,6 +153,7 @@ class Answer:
     handles: tuple[shmpool.Handle, ...] = ()
     failure: Failure | None = None
     free_nbytes: int = -1
+    resident: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -336,6 +336,7 @@ class SupervisedBackend:
         self._forgotten: deque[tuple[int, int]] = deque()
         self._streams: dict[str, _Stream] = {}
         self._last_end = ""
+        self._resident = (0, 0, 0, 0)
 
     # ------------------------------------------------------------------ the worker's life
 
@@ -405,6 +406,7 @@ class SupervisedBackend:
         with self._state:
             self._worker = None
             self._last_end = worker.ended
+            self._resident = (0, 0, 0, 0)
         why = worker.bury()
         self._last_end = why
         # The streams of the dead worker are gone, and with them what they were admitted for.
@@ -558,6 +560,7 @@ class SupervisedBackend:
         answer = self._ask(worker, "run", (sent, number), deadline)
         if answer.free_nbytes >= 0:
             self._gate.resize(answer.free_nbytes)
+            self._resident = answer.resident
         outcome, detail = self._open(answer)
         assert isinstance(outcome, Outcome)
         if job.model is not None:
@@ -713,6 +716,7 @@ class SupervisedBackend:
             "capacity_nbytes": self._gate.capacity,
             "waiting": self._gate.waiting + self._turn.waiting,
             "streams": len(self._streams),
+            "resident": dict(zip(("arrays", "nbytes", "hits", "misses"), self._resident, strict=True)),
         }
 
 
