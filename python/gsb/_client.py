@@ -99,7 +99,7 @@ class Client:
     Parameters
     ----------
     url : str, optional
-        Default: the socket in the runtime directory.
+        Default: `gsb.runtime.default_url`.
     token : str, optional
         Default: ``$GSB_TOKEN`` or the token file.
     transport : {"shared", "stream", "file"}, optional
@@ -125,7 +125,7 @@ class Client:
     @property
     def url(self) -> str:
         """The address of the server."""
-        return self._url or f"unix://{runtime.socket_path()}"
+        return self._url or runtime.default_url()
 
     # ------------------------------------------------------------------------------ connecting
     def connect(self) -> Session:
@@ -499,7 +499,7 @@ _clients_lock = threading.Lock()
 def get_client() -> Client:
     """Give the client for the settings in force; one per server, token and transport."""
     settings = get_config()
-    key = settings.server or f"unix://{runtime.socket_path()}", settings.token, settings.transport
+    key = settings.server or runtime.default_url(), settings.token, settings.transport
     found = _clients.get(key)
     if found is None:
         with _clients_lock:

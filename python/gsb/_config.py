@@ -85,7 +85,7 @@ def config(**settings: object) -> _Restore:
     ----------
     server : str, optional
         ``unix:///path/to.sock`` or ``http://127.0.0.1:8765``. Default: ``$GSB_SERVER``, else the socket in
-        the runtime directory.
+        the runtime directory (on Windows: port 8765).
     token : str, optional
         Default: ``$GSB_TOKEN``, else the token file.
     fallback : {"error", "local"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import stat
 import tempfile
 from pathlib import Path
@@ -16,6 +17,9 @@ from gsb import wsl
 from gsb.errors import AuthenticationError, GSBError
 
 TOKEN_NBYTES = 32
+
+#: Where the server listens on systems whose Python has no Unix sockets.
+DEFAULT_PORT = 8765
 
 
 class RuntimeDirectoryError(GSBError, PermissionError):
@@ -53,6 +57,13 @@ def runtime_dir(*, create: bool = False) -> Path:
 def socket_path() -> Path:
     """Give the path of the server's Unix socket."""
     return runtime_dir() / "server.sock"
+
+
+def default_url() -> str:
+    """Give the address at which clients look for a server: the socket, or a port where Python has no Unix sockets."""
+    if hasattr(socket, "AF_UNIX"):
+        return f"unix://{socket_path()}"
+    return f"http://127.0.0.1:{DEFAULT_PORT}"
 
 
 def token_path() -> Path:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from gsb import runtime
 
 import shmpool
 from shmpool.mounts import refuse_incoherent
@@ -159,7 +160,10 @@ def serve(settings: Settings, ready_fd: int | None = None, parent_fd: int | None
 
     socket_path = settings.socket
     if socket_path is None and not settings.port:
-        socket_path = default_socket()
+        if hasattr(socket, "AF_UNIX"):
+            socket_path = default_socket()
+        else:
+            settings = settings.with_(port=runtime.DEFAULT_PORT)
     try:
         pool = settings.pool_path or shmpool.default_path(create=False)
         refuse_incoherent(pool)

@@ -184,11 +184,12 @@ import sklearn.decomposition
 # What Windows' Python lacks, and what a client there may lack.
 del socket.AF_UNIX, os.register_at_fork, os.fork, os.getuid
 sys.modules["shmpool"] = None
-import gsb
+import gsb, gsb.runtime
 from gsb.decomposition import PCA
 X = np.random.default_rng(0).standard_normal((4000, 20))
 model = PCA(n_components=3).fit(X)
 print(json.dumps([gsb.last_report().transport, float(np.abs(model.transform(X)).sum())]))
+print(json.dumps(gsb.runtime.default_url()))
 try:
     gsb.config(server="unix:///tmp/none")
     PCA().fit(X)
@@ -202,11 +203,12 @@ def test_a_client_without_unix_sockets_forks_and_the_extension(shared_server: An
     command = [sys.executable, "-c", ELSEWHERE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
-    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    first, default, second = (json.loads(line) for line in done.stdout.splitlines())
     with using(shared_server, shared_server.url, None):
         expected = float(np.abs(PCA(n_components=3).fit(X).transform(X)).sum())
     assert first == ["stream", expected]
     assert "no Unix sockets" in second
+    assert default == "http://127.0.0.1:8765"
 
 
 CLIENT = """

@@ -162,7 +162,7 @@ def _token() -> Iterator[Finding]:
 
 
 def _server() -> Iterator[Finding]:
-    url = get_config().server or f"unix://{runtime.socket_path()}"
+    url = get_config().server or runtime.default_url()
     if runtime.load_token() is None and get_config().token is None:
         yield Finding("note", "connection", f"{url}: not tried without a token", "start a server with `gsb serve`")
         return

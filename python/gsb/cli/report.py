@@ -132,7 +132,7 @@ def _connection() -> Iterator[str]:
 
 
 def _url() -> str:
-    return get_config().server or f"unix://{runtime.socket_path()}"
+    return get_config().server or runtime.default_url()
 
 
 def _output(*command: str) -> str:
