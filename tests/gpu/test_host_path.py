@@ -10,6 +10,7 @@ import pytest
 from gsb_server.backends.base import RefusedByBackend
 from gsb_server.gpu.device import DeviceLostError, Verdict, classify, describe_sticky
 
+SLOT = 1 << 20
 X = np.random.default_rng(3).standard_normal((100_000, 3))  # 2.4 MB: three slots
 
 
@@ -28,6 +29,19 @@ def _round_trip(bench: Any) -> list[tuple[int, int, bool]]:
 def test_pinned_slots_are_read_and_written_in_one_piece(make_bench: Any) -> None:
     bench = make_bench()
     assert [copy for copy in _round_trip(bench) if copy[1] == X.nbytes] == [(1, X.nbytes, True), (2, X.nbytes, True)]
+
+
+def test_input_and_output_are_one_range(make_bench: Any) -> None:
+    """An array that lies in both is in one registration, also for a library that uploads by itself."""
+    bench = make_bench()
+    large = np.arange((6 << 20) // 8 - 100, dtype=np.float64)
+    handle = bench.client.put(large)
+    bench.run("copies")
+    assert np.array_equal(bench.run_on("echo", handle)[:5], large[:5])
+    direct = [copy for copy in bench.run("copies") if copy[0] == 1 and copy[1] > SLOT]
+    if handle.slot + 6 <= 8:
+        assert direct == [(1, large.nbytes, True)]
+    bench.client.free(handle)
 
 
 @pytest.mark.parametrize("status", [1, 2, 304, 801, 999])

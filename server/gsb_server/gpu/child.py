@@ -518,22 +518,34 @@ def _failure_of(error: BaseException) -> Failure:
 
 def _pin_pool(device: PinningDevice, pool: shmpool.Pool, limit: int) -> None:
     """Pin the input and output slots once, as far as the limit and the free memory go. Never fails the start."""
-    left = limit
+    ranges: list[tuple[int, int]] = []
     for region in _REGIONS:
         address, nbytes = pool.memory(region)
-        if nbytes == 0 or nbytes > left:
+        if not nbytes or nbytes > limit:
             continue
         try:
             # Pages that are there are registered twice as fast, and a full file system is noticed here.
             ready = pool.prefault(region, pool.geometry.slot_nbytes, wait=True)
-            if ready < nbytes:
-                log.warning("the %s region is not pinned: only %d MiB of memory for it", region, ready >> 20)
-                continue
-            device.pin(address, nbytes)
-        except (PinRefusedError, shmpool.ShmPoolError) as error:
+        except shmpool.ShmPoolError as error:
             log.warning("the %s region is not pinned: %s", region, error)
+            continue
+        if ready < nbytes:
+            log.warning("the %s region is not pinned: only %d MiB of memory for it", region, ready >> 20)
+            continue
+        limit -= nbytes
+        ranges.append((address, nbytes))
+    if len(ranges) == 2 and ranges[0][0] + ranges[0][1] == ranges[1][0]:
+        # As one range, so that an array that lies in both regions is in one registration.
+        whole = ranges[0][0], ranges[0][1] + ranges[1][1]
+        with contextlib.suppress(PinRefusedError):
+            device.pin(*whole)
             return
-        left -= nbytes
+    for address, nbytes in ranges:
+        try:
+            device.pin(address, nbytes)
+        except PinRefusedError as error:
+            log.warning("slots are not pinned: %s", error)
+            return
 
 
 def _start(config: WorkerConfig, channel: Channel) -> Worker:
