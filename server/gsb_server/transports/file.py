@@ -68,7 +68,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class _Incoming:
-    """An array on its way in. Used under its own lock, except for `is_doomed`."""
+    """An array on its way in. Used under its own lock, except for `is_doomed` and `parts`."""
 
     def __init__(self, held: Held, form: Form, loan: shmpool.Loan | None, parts: list[Part]) -> None:
         self.held = held
@@ -77,8 +77,9 @@ class _Incoming:
         self.received = 0
         self.touched = time.monotonic()
         self.lock = threading.Lock()
-        #: Set when it is to be dropped; whoever has the lock does it.
+        #: Set when it is to be dropped; whoever has the lock does it, and looks once more after giving that up.
         self.is_doomed = False
+        self.has_ended = False
         self._loan = loan
         self._array: Array | None = None if loan is not None else np.empty(form.shape, form.dtype, order=form.order)
 
@@ -215,37 +216,42 @@ class FileLink(StreamLink):
             if not 0 < at + nbytes <= whole:
                 raise ServerError("malformed", "that piece is not the next one", "see docs/http-api.md")
             return {"received": whole}
-        with incoming.lock:
+        try:
+            with incoming.lock:
+                self._receive(number, incoming, (at, nbytes, which, checksum))
+        finally:
+            # Whoever wanted to drop it meanwhile has found the lock taken.
             if incoming.is_doomed:
-                self._discard(number, incoming)
-                raise ServerError("session_lost", "the session has ended", "")
-            incoming.touched = time.monotonic()
-            if at >= 0 and nbytes > 0 and at + nbytes <= incoming.received:
-                return {"received": incoming.received}
-            if at != incoming.received or not 0 < nbytes <= incoming.form.nbytes - at:
-                raise ServerError("malformed", "that piece is not the next one", "see docs/http-api.md")
-            if not 0 <= which < len(incoming.parts) or nbytes > incoming.parts[which].nbytes:
-                raise ServerError("malformed", "that part was not lent for this upload", "see docs/http-api.md")
-            part = incoming.parts[which]
-            try:
-                self._box.take(
-                    part.offset, incoming.memory()[at : at + nbytes], piece_generation(part.generation, at), checksum
-                )
-            except BaseException:
-                incoming.is_doomed = True
-                self._discard(number, incoming)
-                raise
-            incoming.received += nbytes
-            if incoming.is_doomed:
-                self._discard(number, incoming)
-            elif incoming.received == incoming.form.nbytes:
-                self._finish(number, incoming)
+                self._end(number, incoming)
         return {"received": incoming.received}
 
+    def _receive(self, number: int, incoming: _Incoming, piece: tuple[int, int, int, int]) -> None:
+        """Read a piece into its place; the caller has the lock. A wrong one ends the upload."""
+        at, nbytes, which, checksum = piece
+        if incoming.is_doomed:
+            raise ServerError("stale_handle", "that upload has ended", "send the array again")
+        incoming.touched = time.monotonic()
+        if at >= 0 and nbytes > 0 and at + nbytes <= incoming.received:
+            return
+        if at != incoming.received or not 0 < nbytes <= incoming.form.nbytes - at:
+            raise ServerError("malformed", "that piece is not the next one", "see docs/http-api.md")
+        if not 0 <= which < len(incoming.parts) or nbytes > incoming.parts[which].nbytes:
+            raise ServerError("malformed", "that part was not lent for this upload", "see docs/http-api.md")
+        part = incoming.parts[which]
+        try:
+            self._box.take(
+                part.offset, incoming.memory()[at : at + nbytes], piece_generation(part.generation, at), checksum
+            )
+        except BaseException:
+            incoming.is_doomed = True
+            raise
+        incoming.received += nbytes
+        if incoming.received == incoming.form.nbytes and not incoming.is_doomed:
+            self._finish(number, incoming)
+
     def _finish(self, number: int, incoming: _Incoming) -> None:
-        with self._lock:
-            self._incoming.pop(number, None)
-        self._transport.take_up(incoming.parts)
+        incoming.has_ended = True
+        self._remove(number, incoming)
         try:
             incoming.seal(self.pool)
         except BaseException:
@@ -253,25 +259,30 @@ class FileLink(StreamLink):
             self.shelf.drop(number, incoming.held)
             raise
 
-    def _discard(self, number: int, incoming: _Incoming) -> None:
-        """Drop an upload; the caller has its lock."""
+    def _remove(self, number: int, incoming: _Incoming) -> None:
+        """Take an upload off the list, if the id has not been used again, and its parts back."""
         with self._lock:
             if self._incoming.get(number) is incoming:
                 del self._incoming[number]
-        self.shelf.drop(number, incoming.held)
         self._transport.take_up(incoming.parts)
-        incoming.abort()
 
     def _drop(self, number: int) -> None:
         """Drop an upload, now or, if a piece of it is just being read, right after that."""
         with self._lock:
             incoming = self._incoming.get(number)
-        if incoming is None:
-            return
-        incoming.is_doomed = True
+        if incoming is not None:
+            incoming.is_doomed = True
+            self._end(number, incoming)
+
+    def _end(self, number: int, incoming: _Incoming) -> None:
+        """Let go of all that a doomed upload has, unless somebody is at it: then that one does it."""
         if incoming.lock.acquire(blocking=False):
             try:
-                self._discard(number, incoming)
+                if not incoming.has_ended:
+                    incoming.has_ended = True
+                    self._remove(number, incoming)
+                    self.shelf.drop(number, incoming.held)
+                    incoming.abort()
             finally:
                 incoming.lock.release()
 
