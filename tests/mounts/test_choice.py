@@ -74,6 +74,7 @@ def test_the_mount_lies(rig: Rig, near: FarServer, lying: str) -> None:
     assert transfers(near, 2) == {"stream"}
 
 
+@pytest.mark.parametrize("rig", ["bindfs-tmpfs", "writeback-tmpfs"], indirect=True)
 def test_a_server_on_a_mount_that_lies(rig: Rig, lying: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server has made its pool on the mount; the client sees the folder itself."""
     monkeypatch.setenv("PYTHONPATH", lying)
@@ -85,6 +86,7 @@ def test_a_server_on_a_mount_that_lies(rig: Rig, lying: str, monkeypatch: pytest
         assert server.status()["pool"]["path"] == str(rig.over / "pool.bin")
 
 
+@pytest.mark.parametrize("rig", ["bindfs-tmpfs"], indirect=True)
 def test_a_server_does_not_make_its_pool_on_such_a_mount(rig: Rig) -> None:
     with pytest.raises(RuntimeError), FarServer(rig.over, rig.over / "pool.bin"):
         pass
