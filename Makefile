@@ -28,8 +28,8 @@ $(VENV)/.dev-installed: pyproject.toml setup.py $(wildcard src/shmpool/*.p[yx][x
 demo: $(VENV)/.demo-installed  ## install, start a server, run a 500 MB PCA through it, print the report
 	$(BIN)/gsb demo
 
-test: $(VENV)/.dev-installed  ## every test: Python, C under sanitizers, crashes, the model checker
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev-installed  ## every test: Python, C under sanitizers, crashes, the model checker; JOBS=2: two at a time
+	$(BIN)/python -m pytest $(if $(JOBS),-n $(JOBS))
 
 test-c: $(VENV)/.dev-installed  ## only the C core, plain and under the sanitizers
 	$(BIN)/python -m pytest tests/c
