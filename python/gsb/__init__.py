@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from gsb._progress import progress as progress
     from gsb._report import Report as Report
     from gsb._report import last_report as last_report
+    from gsb._report import tally as tally
     from gsb.errors import FallbackWarning as FallbackWarning
     from gsb.errors import GSBError as GSBError
-    from gsb.proxy import all_proxies as all_proxies
+    from gsb.registry import all_proxies as all_proxies
+    from gsb.registry import proxy_for as proxy_for
+    from gsb.registry import remote as remote
     from gsb.shm_transport import ShmTransport as ShmTransport
 
 __version__ = "0.1.0"
@@ -32,12 +35,15 @@ _WHERE = {
     "GSBError": "gsb.errors",
     "Report": "gsb._report",
     "ShmTransport": "gsb.shm_transport",
-    "all_proxies": "gsb.proxy",
+    "all_proxies": "gsb.registry",
     "config": "gsb._config",
     "disconnect": "gsb._client",
     "get_config": "gsb._config",
     "last_report": "gsb._report",
     "progress": "gsb._progress",
+    "proxy_for": "gsb.registry",
+    "remote": "gsb.registry",
+    "tally": "gsb._report",
 }
 
 __all__ = [
@@ -51,6 +57,9 @@ __all__ = [
     "get_config",
     "last_report",
     "progress",
+    "proxy_for",
+    "remote",
+    "tally",
 ]
 
 

@@ -22,16 +22,16 @@ from gsb._codec import Inbox, Outbox, Parts
 from gsb._config import get_config
 from gsb._control import answer_of, encode_json, exchange, introduce
 from gsb._http import Address, Connection
-from gsb._remote_exceptions import is_lost_model
+from gsb._remote_exceptions import is_lost_model, said_of
 from gsb._report import Report
 from gsb.errors import (
     AuthenticationError,
     ConnectionLostError,
     GSBError,
     ModelLostError,
-    PayloadTooLargeError,
     ProtocolError,
     TransportError,
+    UnsupportedValueError,
 )
 from gsb.protocol import (
     FIT_METHODS,
@@ -89,6 +89,7 @@ class Answer(NamedTuple):
     summary: Summary | None
     random_state: dict[str, Any]
     warnings: list[tuple[str, str]]
+    output: list[tuple[str, str]]
     report: Report
     session: str
 
@@ -350,9 +351,7 @@ class Client:
             message["timeout"] = timeout
         body = encode_json(message).encode()
         if len(body) > MAX_BODY_NBYTES:
-            raise PayloadTooLargeError(
-                f"the message is {len(body)} bytes long", hint="pass text and small arrays as one NumPy array"
-            )
+            raise UnsupportedValueError(f"text and small arrays make a message of {len(body)} bytes")
         return body
 
     @contextlib.contextmanager
@@ -457,7 +456,7 @@ def _decode_call(
         summary = None
         if wire is not None:
             summary = Summary(_decode_values(wire["attrs"], inbox), frozenset(wire["large"]), frozenset(wire["opaque"]))
-        warned = [(str(item["category"]), str(item["message"])) for item in answer.get("warnings") or ()]
+        output, warned = said_of(answer)
         stages = {name: float(answer["stages"][name]) for name in SERVER_STAGES}
         queue = float(answer.get("queue") or 0.0)
         backend, device, reason = str(answer["backend"]), str(answer["device"]), str(answer["reason"])
@@ -488,7 +487,7 @@ def _decode_call(
         transport=session.transport.kind,
         detail=detail,
     )
-    return Answer(result, answer.get("model"), summary, random_state, warned, report, session.id)
+    return Answer(result, answer.get("model"), summary, random_state, warned, output, report, session.id)
 
 
 # ---------------------------------------------------------------------------------- process-wide

@@ -26,6 +26,7 @@ class Config:
     connect_timeout: float = 5.0
     zero_copy: bool = False
     keep_state: bool = False
+    local_nbytes: int = 0
     npy_dir: str | None = None
     transport: Literal["shared", "stream", "file"] | None = None
     file_dir: str | None = None
@@ -41,6 +42,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}={value!r}", hint="it is a positive number of seconds")
+        if type(self.local_nbytes) is not int or self.local_nbytes < 0:
+            raise ConfigError(f"local_nbytes={self.local_nbytes!r}", hint="it is a number of bytes, 0 or more")
 
 
 class _Restore:
@@ -64,10 +67,18 @@ def _from_environment() -> Config:
     return Config(
         server=os.environ.get("GSB_SERVER") or None,
         fallback=fallback,  # type: ignore[arg-type]  # checked in __post_init__
+        local_nbytes=_bytes_from_environment("GSB_LOCAL_NBYTES"),
         npy_dir=os.environ.get("GSB_NPY_DIR") or None,
         transport=os.environ.get("GSB_TRANSPORT") or None,  # type: ignore[arg-type]  # checked in __post_init__
         file_dir=os.environ.get("GSB_FILE_DIR") or None,
     )
+
+
+def _bytes_from_environment(name: str) -> int:
+    text = os.environ.get(name) or "0"
+    if not text.isdecimal():
+        raise ConfigError(f"{name}={text!r}", hint="it is a number of bytes")
+    return int(text)
 
 
 _current = _from_environment()
@@ -105,6 +116,9 @@ def config(**settings: object) -> _Restore:
     file_dir : str, optional
         For the transport ``file``: the server's directory of that name, as it is called on this side. Default:
         ``$GSB_FILE_DIR``, else where WSL2 would show it, else the server's own name for it.
+    local_nbytes : int
+        Calls whose data has fewer bytes run in this process. A model that the server has made stays there; for
+        small data a copy of it is fetched once. Default: ``$GSB_LOCAL_NBYTES``, else 0: everything is sent.
     npy_dir : str, optional
         Directory from which ``.npy`` results of an older server are read. Default: ``$GSB_NPY_DIR``, else
         none are read.

@@ -53,6 +53,9 @@ def _list(value: list[Any]) -> Any:
         type(item) is list and len(item) <= _LIST_LIMIT and all(type(leaf) in _PLAIN for leaf in item) for item in value
     ):
         return value
+    if all(type(item) is str for item in value):
+        # As an array every text would take the room of the longest.
+        return value
     try:
         found = np.asarray(value)
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from gsb._client import Answer, Client, Summary
@@ -34,6 +35,7 @@ class RemoteModel:
         self._attrs: dict[str, Any] = {}
         self._missing: frozenset[str] = frozenset()
         self._opaque: frozenset[str] = frozenset()
+        self._twin: Any = None
         self.update(answer.summary)
 
     def update(self, summary: Summary) -> None:
@@ -42,6 +44,7 @@ class RemoteModel:
         self._attrs = {name: value for name, value in summary.attrs.items() if name not in kept}
         self._missing = (summary.large | summary.opaque) - kept
         self._opaque = summary.opaque - kept
+        self._twin = None
 
     def __del__(self) -> None:
         if getattr(self, "_pid", None) == os.getpid():
@@ -74,6 +77,13 @@ class RemoteModel:
                 self._attrs.update(self.client.attrs(self.id, [name]))
                 self._missing -= {name}
             return self._attrs[name]
+
+    def twin(self, make: Callable[[], Any]) -> Any:
+        """Give the plain estimator kept for small data; ``make`` is called for the first time of each fit."""
+        with self._lock:
+            if self._twin is None:
+                self._twin = make()
+            return self._twin
 
     @property
     def complete(self) -> bool:

@@ -29,6 +29,9 @@ _MODULES: Final = frozenset(
 )
 
 
+_BEFORE: Final = "_gsb_said_before"
+
+
 @functools.cache
 def _find(name: str) -> type | None:
     module, _, attribute = name.rpartition(".")
@@ -69,12 +72,39 @@ def _estimator_error(info: Any, message: str, hint: str, request_id: str) -> Exc
     name = str(info.get("type", "")) if isinstance(info, dict) else ""
     text = str(info.get("message", message)) if isinstance(info, dict) else message
     kind = exception_class(name)
+    found: Exception | None = None
     if kind is not None:
+        args = info.get("args")
         try:
-            return kind(text)
+            found = kind(*args) if isinstance(args, list) else kind(text)
         except TypeError:  # a constructor with other parameters
-            pass
-    return RemoteError(f"{name}: {text}" if name else text, hint=hint, code="estimator_error", request_id=request_id)
+            found = None
+    if found is None:
+        text = f"{name}: {text}" if name else text
+        found = RemoteError(text, hint=hint, code="estimator_error", request_id=request_id)
+    if isinstance(info, dict) and (info.get("warnings") or info.get("output")):
+        found.__dict__[_BEFORE] = said_of(info)
+    return found
+
+
+#: What an estimator has printed, and the categories and texts of its warnings.
+Said = tuple[list[tuple[str, str]], list[tuple[str, str]]]
+
+
+def said_of(wire: dict[str, Any]) -> Said:
+    """Take from a message what the estimator has printed and warned of."""
+    try:
+        output = [(str(stream), str(text)) for stream, text in wire.get("output") or ()]
+        warned = [(str(item["category"]), str(item["message"])) for item in wire.get("warnings") or ()]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ProtocolError(f"malformed output or warnings: {error!r}") from error
+    return output, warned
+
+
+def said_before(error: Exception) -> Said | None:
+    """Give, once, what an estimator said before it raised ``error``."""
+    said: Said | None = error.__dict__.pop(_BEFORE, None)
+    return said
 
 
 def is_lost_model(error: BaseException) -> bool:

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from gsb.protocol import STAGES
 
 _local = threading.local()
+_tally: dict[tuple[str, str, str, str], list[float]] = {}
+_tally_lock = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +80,35 @@ class Report:
         return "\n".join(lines)
 
 
-def local_report(estimator: str, method: str, reason: str, seconds: float) -> Report:
-    """Report a call that was carried out in this process."""
+#: A call carried out in this process, before anybody asks for it as a `Report`: path, method, reason, seconds.
+LocalCall = tuple[str, str, str, float]
+
+
+def as_report(call: Report | LocalCall) -> Report:
+    """Give the report of a call; that of a local one is made only now."""
+    if isinstance(call, Report):
+        return call
+    path, method, reason, seconds = call
     stages = dict.fromkeys(STAGES, 0.0)
     stages["compute"] = seconds
-    return Report(estimator, method, "local", "this process", reason, stages, seconds)
+    return Report(path, method, "local", "this process", reason, stages, seconds)
 
 
-def remember(report: Report) -> None:
-    """Make a report the last one of this thread."""
-    _local.report = report
+def remember(call: Report | LocalCall) -> None:
+    """Make a call the last one of this thread, and count it."""
+    _local.call = call
+    if type(call) is tuple:
+        path, method, reason, seconds = call
+        key = (path, method, "local", reason)
+    else:
+        assert isinstance(call, Report)
+        key, seconds = (call.estimator, call.method, call.backend, call.reason), call.total
+    with _tally_lock:
+        entry = _tally.get(key)
+        if entry is None:
+            entry = _tally[key] = [0, 0.0]
+        entry[0] += 1
+        entry[1] += seconds
 
 
 def last_report() -> Report | None:
@@ -96,4 +118,47 @@ def last_report() -> Report | None:
     -------
     Report or None
     """
-    return getattr(_local, "report", None)
+    call = getattr(_local, "call", None)
+    return None if call is None else as_report(call)
+
+
+class Tally(NamedTuple):
+    """How often a method ran at one place for one reason.
+
+    Attributes
+    ----------
+    estimator, method, backend, reason : str
+        As in `Report`.
+    calls : int
+        How often.
+    seconds : float
+        How long in all.
+    """
+
+    estimator: str
+    method: str
+    backend: str
+    reason: str
+    calls: int
+    seconds: float
+
+
+def tally() -> list[Tally]:
+    """Give what the proxies of this process have done so far, most frequent first.
+
+    Returns
+    -------
+    list of Tally
+    """
+    with _tally_lock:
+        rows = [Tally(*key, int(calls), seconds) for key, (calls, seconds) in _tally.items()]
+    return sorted(rows, key=lambda row: row.calls, reverse=True)
+
+
+def _after_fork() -> None:
+    global _tally_lock
+    _tally_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

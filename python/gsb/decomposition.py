@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Proxies of ``sklearn.decomposition``."""
+"""Mirrors ``sklearn.decomposition``: estimators are proxies, the rest is its own."""
 
 from gsb._mirror import mirror
 
-__all__, __getattr__, __dir__ = mirror(__name__)
+__getattr__, __dir__ = mirror(__name__)

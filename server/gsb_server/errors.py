@@ -99,6 +99,10 @@ def from_exception(error: BaseException) -> ServerError:
 
 
 def describe_exception(error: BaseException) -> dict[str, Any]:
-    """Return class and text of an estimator's exception, for the client to raise it again."""
+    """Return class, text and plain arguments of an estimator's exception, for the client to raise it again."""
     cls = type(error)
-    return {"type": f"{cls.__module__}.{cls.__qualname__}", "message": str(error)}
+    description: dict[str, Any] = {"type": f"{cls.__module__}.{cls.__qualname__}", "message": str(error)}
+    # str() of a KeyError is not what it was made from; where the arguments are plain they say it exactly.
+    if all(arg is None or type(arg) in (str, int, bool) for arg in error.args):
+        description["args"] = list(error.args)
+    return description

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from gsb.protocol import ESTIMATORS, METHODS, decode_value
+from gsb.errors import UnsupportedEstimatorError
+from gsb.protocol import METHODS, decode_value, refused_param
+from gsb.protocol.registry import is_composition, is_estimator, resolve
 
 from .backends.base import StreamedArray
 from .errors import ServerError
@@ -33,8 +35,6 @@ CONFIG_NAMES = frozenset(
     }
 )
 
-# A directory named here would be written to.
-_REFUSED_PARAMS = frozenset({"memory"})
 _MAX_JOBS = 1024
 _MISSING = object()
 
@@ -60,15 +60,20 @@ def field(body: dict[str, Any], name: str, kind: type, default: Any = _MISSING) 
     return value
 
 
+@cache
 def check_estimator(name: str) -> str:
-    """Return the name if it is in the table of estimators."""
-    if name not in ESTIMATORS:
-        raise ServerError(
-            "unknown_estimator",
-            f"{name[:100]!r} is not offered by this server",
-            "use scikit-learn's own class, or gsb.config(fallback='local')",
-        )
-    return name
+    """Return the name if it is that of an estimator of scikit-learn that does work itself."""
+    try:
+        cls = resolve(name)
+        if is_estimator(cls) and not is_composition(cls):
+            return name
+    except UnsupportedEstimatorError:
+        pass
+    raise ServerError(
+        "unknown_estimator",
+        f"{name[:100]!r} is not offered by this server",
+        "use scikit-learn's own class, or gsb.config(fallback='local')",
+    )
 
 
 def check_method(name: str) -> str:
@@ -96,10 +101,8 @@ def check_params(cls: type, params: dict[str, Any]) -> None:
                 f"{cls.__name__} has no parameter {name[:100]!r}",
                 "are both sides of one version?",
             )
-        if name in _REFUSED_PARAMS and value is not None:
-            raise ServerError("bad_parameter", f"{name} cannot be set on a server", "leave it out")
-        if isinstance(value, slice) or type(value).__module__.startswith("scipy.sparse"):
-            raise ServerError("bad_parameter", f"{name} cannot be a {type(value).__name__}", "see docs/http-api.md")
+        if (reason := refused_param(name, value)) is not None:
+            raise ServerError("bad_parameter", f"{name} cannot be set on a server: {reason}", "leave it out")
         if name == "n_jobs" and type(value) is int and abs(value) > _MAX_JOBS:
             raise ServerError("bad_parameter", f"n_jobs is beyond {_MAX_JOBS}", "use -1 for all cores")
 

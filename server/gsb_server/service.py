@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 import sklearn
-from gsb.protocol import ESTIMATORS, FIT_METHODS, PROTOCOL_VERSION, client_proof, proofs_match, server_proof
+from gsb.errors import UnsupportedValueError
+from gsb.protocol import FIT_METHODS, PROTOCOL_VERSION, REUPLOAD, client_proof, proofs_match, server_proof
 from gsb.shm_transport import ShmTransport
 
 from . import __version__, warning_capture
-from .backends.base import EstimatorRaisedError, Job, Outcome, RefusedByBackend
+from .backends.base import CapturedWarning, EstimatorRaisedError, Job, Outcome, RefusedByBackend, said_before
 from .backends.registry import choose
 from .backends.sklearn import estimator_class
 from .errors import ServerError, describe_exception, envelope, from_exception
@@ -49,6 +50,18 @@ from .workers import Workers
 __all__ = ["EstimatorError", "Service"]
 
 log = logging.getLogger("gsb_server")
+
+# Their modules import most of scikit-learn.
+_USUAL = (
+    "sklearn.cluster.KMeans",
+    "sklearn.decomposition.PCA",
+    "sklearn.ensemble.RandomForestClassifier",
+    "sklearn.linear_model.Ridge",
+    "sklearn.manifold.TSNE",
+    "sklearn.neighbors.NearestNeighbors",
+    "sklearn.preprocessing.StandardScaler",
+    "sklearn.svm.SVC",
+)
 
 _PREFAULT_NBYTES = 64 * 2**20
 
@@ -149,7 +162,7 @@ class Service:
 
     def _warm_up_job(self) -> None:
         """Import what calls will need, so that the first one does not wait for it."""
-        for name in ESTIMATORS:
+        for name in _USUAL:
             if self.closing:
                 return
             estimator_class(name)
@@ -390,8 +403,7 @@ class Service:
         answer["backend"] = backend
         answer["device"] = outcome.device or self.choice.probe.device
         answer["reason"] = outcome.reason or self.choice.reason
-        if outcome.warnings:
-            answer["warnings"] = [{"category": w.category, "message": w.message} for w in outcome.warnings]
+        answer.update(_said(outcome.warnings, outcome.output))
         stages = {
             "server_decode": outcome.started - begun,
             "compute": outcome.compute_seconds,
@@ -435,12 +447,12 @@ class Service:
             return outcome
         except RefusedByBackend as refusal:
             raise _refused(f"{job.estimator.rpartition('.')[2]}.{job.method}", str(refusal)) from None
-        except (ServerError, MemoryError):
+        except (ServerError, MemoryError, UnsupportedValueError):
             raise
         except EstimatorRaisedError as error:
             raise EstimatorError(error.description) from None
         except Exception as error:
-            description = describe_exception(error)
+            description = {**describe_exception(error), **_said(*said_before(error))}
             traceback.clear_frames(error.__traceback__)
             raise EstimatorError(description) from None
 
@@ -528,7 +540,7 @@ class Service:
 
     def _load(self, session: Session, body: dict[str, Any], writer: ResultWriter) -> dict[str, Any]:
         name = check_estimator(field(body, "estimator", str))
-        if not ESTIMATORS[name].reupload:
+        if name not in REUPLOAD:
             raise ServerError(
                 "unsupported_value", f"the state of {name} cannot be sent to a server", "fit it there again"
             )
@@ -619,6 +631,16 @@ class Service:
 def _refused(what: str, reasons: str) -> ServerError:
     """Say why no backend with a GPU did it. Only strict calls come to this: the CPU refuses nothing."""
     return ServerError("gpu_refused", f"{what} cannot be done on a GPU: {reasons}", "allow the CPU with strict=False")
+
+
+def _said(warned: list[CapturedWarning], output: list[tuple[str, str]]) -> dict[str, Any]:
+    """Return the fields that repeat on the client what an estimator has warned of and printed."""
+    said: dict[str, Any] = {}
+    if warned:
+        said["warnings"] = [{"category": w.category, "message": w.message} for w in warned]
+    if output:
+        said["output"] = output
+    return said
 
 
 def _texts(body: dict[str, Any], name: str) -> list[str]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import gsb
 import pytest
 from gsb._client import get_client
+from helpers.estimators import usual_proxies
 from sklearn.base import BaseEstimator
 from sklearn.utils.estimator_checks import _get_check_estimator_ids, estimator_checks_generator
 
@@ -39,8 +39,11 @@ NOT_APPLICABLE = {
 }
 
 
+PROXIES = usual_proxies()
+
+
 def applicable_checks() -> Iterator[Any]:
-    for proxy in gsb.all_proxies():
+    for proxy in PROXIES:
         estimator = proxy()
         name = proxy.__name__
         skipped = ("check_array_api_", *NOT_APPLICABLE.get(name, ()))
@@ -62,7 +65,7 @@ def really_remote(shared_server: Any, request: pytest.FixtureRequest) -> Iterato
         yield
         after = get_client().status()["metrics"]["methods"]
     ours = [item for item in request.session.items if item.path == request.path]
-    names = {proxy.__name__ for proxy in gsb.all_proxies()} if len(ours) > 500 else set()  # else chosen by hand
+    names = {proxy.__name__ for proxy in PROXIES} if len(ours) > 500 else set()  # else chosen by hand
     unused = [name for name in names if after.get(f"{name}.fit", 0) == before.get(f"{name}.fit", 0)]
     assert not unused
 

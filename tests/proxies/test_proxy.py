@@ -22,15 +22,17 @@ from gsb._client import Client
 from gsb.cluster import DBSCAN, KMeans
 from gsb.decomposition import PCA, TruncatedSVD
 from gsb.ensemble import RandomForestClassifier
+from gsb.errors import UnsupportedEstimatorError
 from gsb.linear_model import Lasso, LinearRegression, LogisticRegression
 from gsb.neighbors import KNeighborsClassifier, NearestNeighbors
 from gsb.preprocessing import MinMaxScaler, StandardScaler
-from gsb.protocol.estimators import ROWS
+from gsb.protocol.registry import estimator_paths, is_composition, resolve
 from gsb.svm import SVC
+from helpers.estimators import usual_proxies
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning, InconsistentVersionWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils._param_validation import InvalidParameterError
 
 pytestmark = pytest.mark.usefixtures("server")
@@ -46,7 +48,7 @@ def plain(estimator: Any) -> Any:
 
 
 # --------------------------------------------------------------------------------- the same results
-@pytest.mark.parametrize("proxy", gsb.all_proxies(), ids=lambda proxy: proxy.__name__)
+@pytest.mark.parametrize("proxy", usual_proxies(), ids=lambda proxy: proxy.__name__)
 def test_bit_identical_to_scikit_learn(proxy: type[Any]) -> None:
     estimator = proxy()
     if "random_state" in estimator.get_params():
@@ -110,10 +112,16 @@ def test_read_only_input() -> None:
 def test_input_is_never_modified() -> None:
     data = rng.standard_normal((5000, 8))
     before = data.copy()
-    StandardScaler(copy=False).fit_transform(data)
     PCA(copy=False).fit(data)
     KMeans(2, copy_x=False, n_init=1).fit(data)
     np.testing.assert_array_equal(data, before)
+
+
+def test_what_is_promised_to_change_in_place_does() -> None:
+    data = rng.standard_normal((5000, 8))
+    scaler = StandardScaler(copy=False).fit(data)
+    assert scaler.gsb_report_.reason == "copy=False changes the caller's array"
+    assert scaler.transform(data) is data
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
@@ -212,7 +220,7 @@ def test_global_seed_counts() -> None:
 
 
 # --------------------------------------------------------------------------------- manners
-@pytest.mark.parametrize("proxy", gsb.all_proxies(), ids=lambda proxy: proxy.__name__)
+@pytest.mark.parametrize("proxy", usual_proxies(), ids=lambda proxy: proxy.__name__)
 def test_is_the_scikit_learn_class(proxy: type[Any]) -> None:
     base = proxy._gsb_base
     assert issubclass(proxy, base)
@@ -227,14 +235,40 @@ def test_is_the_scikit_learn_class(proxy: type[Any]) -> None:
             assert inspect.signature(getattr(proxy, name)) == inspect.signature(getattr(base, name)), name
 
 
-def test_modules_mirror_the_table() -> None:
-    for row in ROWS:
-        module = importlib.import_module(f"gsb.{row.module.partition('.')[2]}")
-        assert row.name in module.__all__
-        assert row.name in dir(module)
-        assert getattr(module, row.name)._gsb_row is row
-    with pytest.raises(AttributeError, match="scikit-learn's own"):
-        importlib.import_module("gsb.svm").NuSVC  # noqa: B018
+def test_modules_mirror_all_of_scikit_learn() -> None:
+    for path in estimator_paths():
+        source, _, name = path.rpartition(".")
+        module = importlib.import_module(f"gsb.{source.partition('.')[2]}")
+        assert name in dir(module)
+        found = getattr(module, name)
+        if is_composition(resolve(path)):
+            assert found is resolve(path)
+        else:
+            assert found is gsb.remote(resolve(path))
+            assert found._gsb_path == path
+            assert found.__module__ == module.__name__
+
+
+def test_a_mirrored_module_has_the_rest_as_it_is() -> None:
+    assert importlib.import_module("gsb.svm").l1_min_c is importlib.import_module("sklearn.svm").l1_min_c
+    assert importlib.import_module("gsb.pipeline").make_pipeline is make_pipeline
+    assert importlib.import_module("gsb.feature_extraction").text.__name__ == "gsb.feature_extraction.text"
+    with pytest.raises(AttributeError, match=r"nor has sklearn\.svm"):
+        importlib.import_module("gsb.svm").XSVC  # noqa: B018
+
+
+def test_remote_takes_public_estimators_only() -> None:
+    class Mine(PCA._gsb_base):
+        pass
+
+    assert gsb.remote(PCA._gsb_base) is PCA
+    assert gsb.remote(PCA) is PCA
+    assert gsb.proxy_for(Pipeline) is None
+    with pytest.raises(UnsupportedEstimatorError, match="organises"):
+        gsb.remote(Pipeline)
+    for bad in (Mine, type("P", (PCA,), {}), dict, PCA._gsb_base()):
+        with pytest.raises(UnsupportedEstimatorError):
+            gsb.remote(bad)
 
 
 def test_bad_parameter_fails_before_anything_is_sent(client: Client) -> None:
@@ -390,7 +424,7 @@ def test_a_callable_parameter_runs_here_and_says_so() -> None:
     estimator.fit(X[:30])
     report = gsb.last_report()
     assert report is not None
-    assert report is estimator.gsb_report_
+    assert report == estimator.gsb_report_
     assert report.backend == "local"
     assert "function" in report.reason
 
@@ -424,7 +458,7 @@ def fitted(proxy: type[Any]) -> Any:
     return estimator.fit(X, y)
 
 
-@pytest.mark.parametrize("proxy", gsb.all_proxies(), ids=lambda proxy: proxy.__name__)
+@pytest.mark.parametrize("proxy", usual_proxies(), ids=lambda proxy: proxy.__name__)
 def test_to_sklearn(proxy: type[Any]) -> None:
     estimator = fitted(proxy)
     found = estimator.to_sklearn()
@@ -445,7 +479,7 @@ def test_to_sklearn_is_independent() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda e: pickle.loads(pickle.dumps(e)), copy.deepcopy, copy.copy])
-@pytest.mark.parametrize("proxy", gsb.all_proxies(), ids=lambda proxy: proxy.__name__)
+@pytest.mark.parametrize("proxy", usual_proxies(), ids=lambda proxy: proxy.__name__)
 def test_copies_are_whole(proxy: type[Any], make: Any) -> None:
     estimator = fitted(proxy)
     found = make(estimator)

@@ -10,12 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gsb.decomposition import PCA
 from gsb.errors import ProtocolError, UnsupportedValueError
 from gsb.protocol import INLINE_LIMIT, decode_value, encode_value
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
+from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 
 
 class Store:
@@ -85,10 +92,62 @@ def test_plain_values_come_back(value: Any) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [slice(None), slice(1, 10, -1), np.float32(1.5), np.int64(-3), np.bool_(True), np.str_("x"), math.inf, -math.inf],
+    [
+        {1, "a", None},
+        frozenset({2}),
+        range(3, 9, 2),
+        b"bytes",
+        1 - 2.5j,
+        np.dtype("<f4"),
+        np.dtype(object),
+        np.float32,
+        float,
+        object,
+        slice(None),
+        slice(1, 10, -1),
+        np.float32(1.5),
+        np.int64(-3),
+        np.bool_(True),
+        np.str_("x"),
+        math.inf,
+        -math.inf,
+    ],
 )
 def test_other_values_come_back(value: Any) -> None:
     assert same(value, through(value))
+
+
+def test_objects_of_scikit_learn_come_back_as_they_were_made() -> None:
+    for value in (
+        DecisionTreeClassifier(max_depth=3),
+        make_pipeline(StandardScaler(), Ridge(alpha=2)),
+        1.0 * RBF(length_scale=[1.0, 2.0]) + WhiteKernel(),
+        KFold(3, shuffle=True, random_state=5),
+    ):
+        back = through(value)
+        assert type(back) is type(value)
+        assert repr(back) == repr(value)
+    assert type(through(PCA(2))) is PCA._gsb_base
+
+
+def test_object_arrays_hold_whatever_travels() -> None:
+    array = np.empty(3, dtype=object)
+    array[:] = [np.arange(2), "a", (1, None)]
+    back = through(array)
+    assert back.dtype == object
+    np.testing.assert_array_equal(back[0], array[0])
+    assert list(back[1:]) == ["a", (1, None)]
+
+
+def test_widths_of_sparse_indices_are_kept() -> None:
+    for make in (sparse.csr_matrix, sparse.csc_array):
+        matrix = make(np.eye(3))
+        for name in ("indices", "indptr"):
+            setattr(matrix, name, getattr(matrix, name).astype(np.int64))
+        back = through(matrix)
+        assert type(back) is type(matrix)
+        assert back.indices.dtype == back.indptr.dtype == np.int64
+        np.testing.assert_array_equal(back.toarray(), np.eye(3))
 
 
 def test_order_is_kept() -> None:
@@ -142,10 +201,11 @@ def test_random_state_goes_on_where_it_was() -> None:
         object(),
         print,
         np.array([object()], dtype=object),
-        np.array([{}], dtype=object),
+        np.array([print], dtype=object),
         np.zeros(2, [("a", "i4")]),
-        {1, 2},
-        b"bytes",
+        Exception,
+        PCA._gsb_base().fit(np.eye(3)),
+        KFold(2, shuffle=True, random_state=np.random.RandomState(0)),
         np.random.default_rng(0),
     ],
 )
@@ -184,7 +244,20 @@ def test_depth_is_limited() -> None:
         {"$": "array", "dtype": "<f8", "shape": [1], "order": "K", "data": "AAAAAAAAAAA="},
         {"$": "array", "dtype": "<f8", "shape": [1], "data": None},
         {"$": "objects", "shape": [2], "items": ["a"]},
-        {"$": "objects", "shape": [1], "items": [[1]]},
+        {"$": "objects", "shape": [1], "items": [{"$": "nope"}]},
+        {"$": "set", "items": [[1]]},
+        {"$": "range", "items": [1, 2]},
+        {"$": "range", "items": ["a", 2, 1]},
+        {"$": "bytes", "data": "*"},
+        {"$": "complex", "v": "i"},
+        {"$": "dtype", "v": "|V8"},
+        {"$": "type", "v": "numpy.save"},
+        {"$": "type", "v": "os.PathLike"},
+        {"$": "type", "v": 1},
+        {"$": "sklearn", "path": "sklearn.tree.DecisionTreeClassifier", "params": {"nope": 1}},
+        {"$": "sklearn", "path": "sklearn.utils.Bunch", "params": {}},
+        {"$": "sklearn", "path": "subprocess.Popen", "params": {}},
+        {"$": "sklearn", "path": "sklearn.pipeline.Pipeline", "params": {"steps": [], "memory": "/tmp"}},
         {"$": "objects", "shape": [1], "items": [{"$": "array"}]},
         {"$": "float", "v": "1e5"},
         {"$": "tuple"},
@@ -224,7 +297,24 @@ JSON = st.recursive(
         | st.fixed_dictionaries(
             {
                 "$": st.sampled_from(
-                    ["array", "objects", "tuple", "slice", "dict", "float", "scalar", "random_state", "sparse"]
+                    [
+                        "array",
+                        "objects",
+                        "tuple",
+                        "slice",
+                        "dict",
+                        "float",
+                        "scalar",
+                        "random_state",
+                        "sparse",
+                        "set",
+                        "range",
+                        "bytes",
+                        "complex",
+                        "dtype",
+                        "type",
+                        "sklearn",
+                    ]
                 )
             },
             optional={

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import sklearn
-from gsb.protocol import ESTIMATORS
 from gsb_server.backends.sklearn import SklearnBackend
+from helpers.estimators import PATHS
 from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
@@ -39,7 +39,7 @@ def _params(path: str) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in _class(path)().get_params()}
 
 
-@pytest.mark.parametrize("path", ESTIMATORS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_every_estimator_fits_and_keeps_no_slot(peer: Any, path: str, dtype: type) -> None:
     # Both arrays travel through the pool; if the model kept one of them, its slot would stay taken.
@@ -50,7 +50,9 @@ def test_every_estimator_fits_and_keeps_no_slot(peer: Any, path: str, dtype: typ
     plain = _class(path)(**_params(path)).fit(*inputs)
     found = {name: peer.decode(value) for name, value in first["summary"]["attrs"].items()}
     for name, value in vars(plain).items():
-        if name in found:
+        if isinstance(found.get(name), sklearn.base.BaseEstimator):
+            assert repr(found[name]) == repr(value)
+        elif name in found:
             np.testing.assert_array_equal(found[name], value, err_msg=name)
         elif name not in plain.get_params():
             assert name in [*first["summary"]["large"], *first["summary"]["opaque"]]
@@ -60,7 +62,7 @@ def test_every_estimator_fits_and_keeps_no_slot(peer: Any, path: str, dtype: typ
             np.testing.assert_array_equal(peer.decode(again["result"]), getattr(plain, method)(inputs[0]))
 
 
-@pytest.mark.parametrize("path", ESTIMATORS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_inputs_are_never_modified(peer: Any, path: str, order: str) -> None:
     array = np.asarray(np.repeat(X, 8, axis=0), order=order)

@@ -6,7 +6,7 @@ Imports neither scikit-learn nor the pool nor the rest of ``gsb`` but its errors
 
 from __future__ import annotations
 
-from gsb.protocol.estimators import ESTIMATORS, FIT_METHODS, METHODS, PURE_METHODS, EstimatorRow
+from gsb.protocol.estimators import FIT_METHODS, METHODS, PURE_METHODS, REUPLOAD, refused_param
 from gsb.protocol.values import (
     decode_dtype,
     decode_inline,
@@ -31,17 +31,16 @@ from gsb.protocol.wire import (
 
 __all__ = [
     "ERROR_STATUS",
-    "ESTIMATORS",
     "FIT_METHODS",
     "INLINE_LIMIT",
     "MAX_BODY_NBYTES",
     "METHODS",
     "PROTOCOL_VERSION",
     "PURE_METHODS",
+    "REUPLOAD",
     "SERVER_STAGES",
     "STAGES",
     "UNIX_HOST",
-    "EstimatorRow",
     "client_proof",
     "decode_dtype",
     "decode_inline",
@@ -51,5 +50,6 @@ __all__ = [
     "encode_value",
     "proofs_match",
     "random_state_tuple",
+    "refused_param",
     "server_proof",
 ]

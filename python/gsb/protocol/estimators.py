@@ -1,62 +1,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The one table of estimators: what the client offers and the server allows.
+"""Which names travel: methods, paths of estimators, parameters that may not be sent.
 
-Only text in here, so that reading it costs no import. Adding an estimator is one line.
+Only text in here, so that reading it costs no import. Which estimators there are is scikit-learn's to say:
+`gsb.protocol.registry` asks it.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
-
-
-class EstimatorRow(NamedTuple):
-    """One estimator.
-
-    Attributes
-    ----------
-    module : str
-        The scikit-learn module it is imported from; ``gsb`` mirrors its last part.
-    name : str
-        The class.
-    reupload : bool
-        Whether the fitted state is nothing but scalars, strings and arrays, so that a model which the
-        server has lost can be sent back (``POST /v1/model``).
-    """
-
-    module: str
-    name: str
-    reupload: bool = False
-
-    @property
-    def path(self) -> str:
-        """The public name, such as ``sklearn.decomposition.PCA``."""
-        return f"{self.module}.{self.name}"
-
-
-ROWS: Final = (
-    EstimatorRow("sklearn.decomposition", "PCA", True),
-    EstimatorRow("sklearn.decomposition", "TruncatedSVD", True),
-    EstimatorRow("sklearn.cluster", "KMeans", True),
-    EstimatorRow("sklearn.cluster", "DBSCAN", True),
-    EstimatorRow("sklearn.linear_model", "LinearRegression", True),
-    EstimatorRow("sklearn.linear_model", "Ridge", True),
-    EstimatorRow("sklearn.linear_model", "Lasso", True),
-    EstimatorRow("sklearn.linear_model", "ElasticNet", True),
-    EstimatorRow("sklearn.linear_model", "LogisticRegression", True),
-    EstimatorRow("sklearn.ensemble", "RandomForestClassifier"),
-    EstimatorRow("sklearn.ensemble", "RandomForestRegressor"),
-    EstimatorRow("sklearn.neighbors", "NearestNeighbors"),
-    EstimatorRow("sklearn.neighbors", "KNeighborsClassifier"),
-    EstimatorRow("sklearn.neighbors", "KNeighborsRegressor"),
-    EstimatorRow("sklearn.preprocessing", "StandardScaler", True),
-    EstimatorRow("sklearn.preprocessing", "MinMaxScaler", True),
-    # Not to be sent back: libsvm trusts the consistency of its arrays.
-    EstimatorRow("sklearn.svm", "SVC"),
-    EstimatorRow("sklearn.svm", "SVR"),
-)
-
-#: Public name -> row. The server accepts no estimator that is not a key of it.
-ESTIMATORS: Final[dict[str, EstimatorRow]] = {row.path: row for row in ROWS}
+import re
+from typing import Any, Final
 
 #: Methods that make or change a model. They are never sent twice.
 FIT_METHODS: Final = frozenset({"fit", "fit_transform", "fit_predict", "partial_fit"})
@@ -64,13 +16,19 @@ FIT_METHODS: Final = frozenset({"fit", "fit_transform", "fit_predict", "partial_
 #: Methods that leave the model as it is. They may be sent again after a broken connection.
 PURE_METHODS: Final = frozenset(
     {
+        "aic",
         "apply",
+        "bic",
         "decision_function",
         "decision_path",
         "inverse_transform",
         "kneighbors",
         "kneighbors_graph",
+        "latent_mean_and_variance",
+        "mahalanobis",
+        "perplexity",
         "predict",
+        "predict_joint_log_proba",
         "predict_log_proba",
         "predict_proba",
         "radius_neighbors",
@@ -83,3 +41,42 @@ PURE_METHODS: Final = frozenset(
 
 #: Every method that the server accepts, where the estimator has it.
 METHODS: Final = FIT_METHODS | PURE_METHODS
+
+#: Estimators whose fitted state is nothing but scalars, text and arrays that the server can check against each
+#: other, so that a model it has lost can be sent back (``POST /v1/model``). libsvm, trees and neighbours trust
+#: the consistency of theirs.
+REUPLOAD: Final = frozenset(
+    {
+        "sklearn.cluster.DBSCAN",
+        "sklearn.cluster.KMeans",
+        "sklearn.decomposition.PCA",
+        "sklearn.decomposition.TruncatedSVD",
+        "sklearn.linear_model.ElasticNet",
+        "sklearn.linear_model.Lasso",
+        "sklearn.linear_model.LinearRegression",
+        "sklearn.linear_model.LogisticRegression",
+        "sklearn.linear_model.Ridge",
+        "sklearn.preprocessing.MinMaxScaler",
+        "sklearn.preprocessing.StandardScaler",
+    }
+)
+
+_PATH: Final = re.compile(r"(sklearn(?:\.[a-z][a-z0-9_]*){1,3})\.([A-Z][A-Za-z0-9]*)")
+
+
+def split_path(path: str) -> tuple[str, str] | None:
+    """Split ``sklearn.decomposition.PCA`` into module and class; None if it has not that form."""
+    found = _PATH.fullmatch(path)
+    return (found[1], found[2]) if found else None
+
+
+def refused_param(name: str, value: Any) -> str | None:
+    """Say why a constructor parameter may not be sent to a server, or None if it may.
+
+    Both sides ask: the client runs such a call itself, the server refuses it.
+    """
+    if name == "memory" and value is not None:
+        return "memory names a directory of this machine's"
+    if name == "input" and isinstance(value, str) and value in ("file", "filename"):
+        return "the input is files of this process"
+    return None

@@ -3,20 +3,23 @@
 
 Plain JSON stays plain JSON; everything else is an object with the key ``"$"``. Big arrays go to the
 ``write_array`` hook and come from the ``read_array`` hook, so this module knows no pool. Nothing here
-runs code from the other side: a decoded value is built from a fixed set of types.
+runs code from the other side: a decoded value is built from a fixed set of types, and from scikit-learn's
+own estimators, kernels and splitters by calling their constructors.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 
-from gsb.errors import ProtocolError, UnsupportedValueError
+from gsb.errors import ProtocolError, UnsupportedEstimatorError, UnsupportedValueError
+from gsb.protocol.estimators import refused_param
 from gsb.protocol.wire import ARRAY_TAGS, INLINE_LIMIT
 
 #: dtype kinds that are plain bytes: no pointers, no code.
@@ -31,6 +34,8 @@ _SPARSE_PARTS: Final = {
     "coo": ("data", "row", "col"),
     "dia": ("data", "offsets"),
 }
+_PLAIN: Final = frozenset({str, bool, int})
+_BUILTIN_TYPES: Final = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, object)}
 # Other sparse formats have no flat buffers; their conversion is exact.
 _SPARSE_CONVERTED: Final = frozenset({"lil", "dok"})
 
@@ -45,8 +50,9 @@ def encode_value(value: object, write_array: WriteArray, depth: int = 0) -> Any:
     Parameters
     ----------
     value : object
-        None, bool, int, float, str, list, tuple, dict, slice, NumPy scalar or array, SciPy sparse matrix,
-        or ``numpy.random.RandomState``, nested up to 16 deep.
+        None, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, range, slice, NumPy
+        scalar, array or dtype, SciPy sparse matrix, ``numpy.random.RandomState``, or an estimator, kernel or
+        splitter of scikit-learn that is not fitted; nested up to 16 deep.
     write_array : callable
         Stores an array of `INLINE_LIMIT` bytes or more and returns ``{"$": "slot", ...}``.
 
@@ -57,7 +63,7 @@ def encode_value(value: object, write_array: WriteArray, depth: int = 0) -> Any:
     """
     kind = type(value)
     if kind is np.ndarray:
-        return encode_array(value, write_array)  # type: ignore[arg-type]
+        return encode_array(value, write_array, depth)  # type: ignore[arg-type]
     if value is None or kind is bool or kind is int or kind is str:
         return value
     if kind is float:
@@ -77,9 +83,24 @@ def encode_value(value: object, write_array: WriteArray, depth: int = 0) -> Any:
         return {"$": "slice", "items": parts}
     if isinstance(value, np.random.RandomState):
         return _encode_random_state(value, write_array)
-    if kind.__module__.startswith("scipy.sparse") and hasattr(value, "format"):
+    if kind is set or kind is frozenset or kind is range:
+        # Sorted by text: equal sets make equal messages.
+        items = sorted(value, key=repr) if kind is not range else [value.start, value.stop, value.step]  # type: ignore[attr-defined, call-overload]
+        return {"$": kind.__name__, "items": [encode_value(item, write_array, depth + 1) for item in items]}
+    if kind is bytes:
+        return {"$": "bytes", "data": base64.b64encode(value).decode("ascii")}  # type: ignore[arg-type]
+    if kind is complex:
+        return {"$": "complex", "v": repr(value)}
+    if isinstance(value, np.dtype):
+        return _encode_dtype(value)
+    if isinstance(value, type):
+        return _encode_type(value)
+    module = kind.__module__
+    if module.startswith("scipy.sparse") and hasattr(value, "format"):
         return _encode_sparse(value, write_array)
-    raise UnsupportedValueError(f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel to the server")
+    if module.startswith(("sklearn.", "gsb.")):
+        return _encode_object(value, write_array, depth)
+    raise UnsupportedValueError(f"a value of type {module}.{kind.__qualname__} cannot travel to the server")
 
 
 def decode_value(wire: object, read_array: ReadArray, depth: int = 0) -> Any:
@@ -120,16 +141,24 @@ def decode_value(wire: object, read_array: ReadArray, depth: int = 0) -> Any:
         return decode(wire, read_array, depth)  # type: ignore[arg-type]
     except ProtocolError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+        UnsupportedEstimatorError,
+    ) as error:
         raise ProtocolError(f"malformed value tagged {tag!r}: {error}") from error
 
 
 # --------------------------------------------------------------------------------------- arrays
-def encode_array(array: Array, write_array: WriteArray) -> Any:
+def encode_array(array: Array, write_array: WriteArray, depth: int = 0) -> Any:
     """Encode an array: inline below `INLINE_LIMIT` bytes, by the hook otherwise."""
     dtype = array.dtype
     if dtype.kind == "O":
-        return _encode_objects(array)
+        return _encode_objects(array, write_array, depth)
     if dtype.kind not in DTYPE_KINDS or dtype.hasobject:
         raise UnsupportedValueError(f"an array of dtype {dtype} cannot travel to the server")
     if array.nbytes < INLINE_LIMIT:
@@ -182,13 +211,10 @@ def decode_dtype(text: object) -> np.dtype[Any]:
     return dtype
 
 
-def _encode_objects(array: Array) -> dict[str, Any]:
+def _encode_objects(array: Array, write_array: WriteArray, depth: int) -> dict[str, Any]:
     items = array.ravel().tolist()
-    for item in items:
-        if item is not None and type(item) not in (str, bool, int, float):
-            raise UnsupportedValueError(f"an object array holding a {type(item).__name__} cannot travel to the server")
     wire = [
-        item if type(item) is not float or math.isfinite(item) else {"$": "float", "v": repr(item)} for item in items
+        item if item is None or type(item) in _PLAIN else encode_value(item, write_array, depth + 1) for item in items
     ]
     return {"$": "objects", "shape": list(array.shape), "items": wire}
 
@@ -199,11 +225,7 @@ def _decode_objects(wire: dict[str, Any], read_array: ReadArray, depth: int) -> 
         raise ProtocolError("malformed object array")
     array = np.empty(len(items), dtype=object)
     for position, item in enumerate(items):
-        if type(item) is dict:
-            item = _decode_float(item, read_array, depth)
-        elif item is not None and type(item) not in (str, bool, int, float):
-            raise ProtocolError("an object array may hold text, numbers and None only")
-        array[position] = item
+        array[position] = item if type(item) in _PLAIN else decode_value(item, read_array, depth + 1)
     return array.reshape(shape)
 
 
@@ -311,12 +333,107 @@ def _decode_sparse(wire: dict[str, Any], read_array: ReadArray, depth: int) -> A
     if hasattr(matrix, "check_format"):
         # SciPy's loops trust the indices: they must be checked in full on what came from outside.
         matrix.check_format(full_check=True)
+    for name, part in zip(names[1:], parts[1:], strict=True):
+        # SciPy narrows indices where it can, also in the check; scikit-learn refuses some widths, so they must stay
+        # what they were.
+        if getattr(matrix, name).dtype != part.dtype:
+            setattr(matrix, name, part)
     return matrix
+
+
+def _decode_set(wire: dict[str, Any], read_array: ReadArray, depth: int) -> Any:
+    make = set if wire["$"] == "set" else frozenset
+    return make(decode_value(item, read_array, depth + 1) for item in wire["items"])
+
+
+def _decode_range(wire: dict[str, Any], read_array: ReadArray, depth: int) -> Any:
+    start, stop, step = wire["items"]
+    return range(start, stop, step)
+
+
+def _decode_bytes(wire: dict[str, Any], read_array: ReadArray, depth: int) -> Any:
+    return binascii.a2b_base64(wire["data"], strict_mode=True)
+
+
+def _decode_complex(wire: dict[str, Any], read_array: ReadArray, depth: int) -> Any:
+    return complex(wire["v"])
+
+
+def _encode_dtype(value: np.dtype[Any]) -> dict[str, Any]:
+    if value.kind not in DTYPE_KINDS and value != np.dtype(object):
+        raise UnsupportedValueError(f"the dtype {value} cannot travel to the server")
+    return {"$": "dtype", "v": value.str}
+
+
+def _decode_dtype_tag(wire: dict[str, Any], read_array: ReadArray, depth: int) -> Any:
+    return np.dtype(object) if wire["v"] == "|O" else decode_dtype(wire["v"])
+
+
+def _encode_type(value: type) -> dict[str, Any]:
+    if _BUILTIN_TYPES.get(value.__name__) is value:
+        return {"$": "type", "v": value.__name__}
+    if issubclass(value, np.generic) and getattr(np, value.__name__, None) is value:
+        return {"$": "type", "v": f"numpy.{value.__name__}"}
+    raise UnsupportedValueError(f"the class {value.__module__}.{value.__qualname__} cannot travel to the server")
+
+
+def _decode_type(wire: dict[str, Any], read_array: ReadArray, depth: int) -> Any:
+    package, _, name = wire["v"].rpartition(".")
+    found = _BUILTIN_TYPES.get(name) if not package else getattr(np, name, None)
+    if package not in ("", "numpy") or not isinstance(found, type) or (package and not issubclass(found, np.generic)):
+        raise ProtocolError(f"unknown type {wire['v']!r}")
+    return found
+
+
+def _encode_object(value: object, write_array: WriteArray, depth: int) -> dict[str, Any]:
+    """Encode an estimator, kernel or splitter by its public path and its constructor's parameters."""
+    from gsb.protocol.registry import parameter_path
+
+    kind: Any = getattr(type(value), "_gsb_base", type(value))
+    path = parameter_path(kind)
+    if path is None:
+        raise UnsupportedValueError(
+            f"a value of type {kind.__module__}.{kind.__qualname__} cannot travel to the server"
+        )
+    names = [name for name in inspect.signature(kind).parameters if name not in ("args", "kwargs")]
+    state = vars(value)
+    params = {}
+    for name in names:
+        if name not in state:
+            raise UnsupportedValueError(f"a {kind.__name__} cannot travel: it does not keep its parameter {name}")
+        if isinstance(state[name], np.random.RandomState):
+            # Its stream would go on in the copy only.
+            raise UnsupportedValueError(f"a {kind.__name__} with a random state of its own cannot travel")
+        if (reason := refused_param(name, state[name])) is not None:
+            raise UnsupportedValueError(reason)
+        params[name] = encode_value(state[name], write_array, depth + 1)
+    if len(state) > len(names):
+        raise UnsupportedValueError(f"a {kind.__name__} that is fitted or has settings of its own cannot travel")
+    return {"$": "sklearn", "path": path, "params": params}
+
+
+def _decode_object(wire: dict[str, Any], read_array: ReadArray, depth: int) -> Any:
+    from gsb.protocol.registry import resolve
+
+    kind = resolve(wire["path"])
+    params = {str(name): decode_value(item, read_array, depth + 1) for name, item in wire["params"].items()}
+    for name, value in params.items():
+        if (reason := refused_param(name, value)) is not None:
+            raise ProtocolError(reason)
+    return kind(**params)
 
 
 _DECODERS: Final[dict[str, Callable[[dict[str, Any], ReadArray, int], Any]]] = {
     "dict": _decode_dict,
     "tuple": _decode_tuple,
+    "set": _decode_set,
+    "frozenset": _decode_set,
+    "range": _decode_range,
+    "bytes": _decode_bytes,
+    "complex": _decode_complex,
+    "dtype": _decode_dtype_tag,
+    "type": _decode_type,
+    "sklearn": _decode_object,
     "slice": _decode_slice,
     "float": _decode_float,
     "scalar": _decode_scalar,

@@ -87,10 +87,13 @@ ERROR_STATUS: Final[dict[str, int]] = {
 
 
 class ExceptionInfo(TypedDict):
-    """An exception of the estimator: class by its qualified name, and its text."""
+    """An exception of the estimator: class by its qualified name, its text, its arguments where they are plain."""
 
     type: str
     message: str
+    args: NotRequired[list[Any]]
+    warnings: NotRequired[list[WarningInfo]]
+    output: NotRequired[list[list[str]]]
 
 
 class ErrorInfo(TypedDict):
@@ -201,6 +204,7 @@ class CallAnswer(TypedDict):
     device: str
     reason: str
     warnings: NotRequired[list[WarningInfo]]
+    output: NotRequired[list[list[str]]]
 
 
 class AttrsRequest(TypedDict):

@@ -26,6 +26,8 @@ __all__ = [
     "RefusedByBackend",
     "StreamSpec",
     "StreamedArray",
+    "note_said",
+    "said_before",
 ]
 
 
@@ -161,6 +163,8 @@ class Outcome:
         Who did it and on what, where a chain had the choice.
     detail : dict of str to float
         Further times in seconds, of a backend that has stages of its own.
+    output : list of (stream, text)
+        What the estimator has printed, ``stdout`` and ``stderr`` in order.
     """
 
     result: Any
@@ -177,6 +181,7 @@ class Outcome:
     backend: str = ""
     device: str = ""
     detail: dict[str, float] = field(default_factory=dict)
+    output: list[tuple[str, str]] = field(default_factory=list)
 
 
 class EstimatorRaisedError(Exception):
@@ -189,6 +194,18 @@ class EstimatorRaisedError(Exception):
 
 class RefusedByBackend(Exception):  # noqa: N818 - an answer, not an error: the next backend is asked
     """The backend cannot do this job; the text says why and goes into the report."""
+
+
+def note_said(error: BaseException, warnings: list[CapturedWarning], output: list[tuple[str, str]]) -> None:
+    """Keep with an estimator's exception what it has warned of and printed before."""
+    if warnings or output:
+        error.__dict__["_gsb_said"] = (warnings, output)
+
+
+def said_before(error: BaseException) -> tuple[list[CapturedWarning], list[tuple[str, str]]]:
+    """Give what `note_said` has kept."""
+    found: tuple[list[CapturedWarning], list[tuple[str, str]]] = error.__dict__.get("_gsb_said", ([], []))
+    return found
 
 
 class Backend(Protocol):

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextvars
 import copy
 import functools
-import importlib
 import inspect
 import logging
 import pickle
@@ -30,11 +29,14 @@ from typing import Any
 import joblib
 import numpy as np
 import sklearn
+from gsb.errors import UnsupportedValueError
+from gsb.protocol.registry import resolve as estimator_class
 from joblib._parallel_backends import ThreadingBackend
 from numpy.lib.array_utils import byte_bounds
 
+from ..output_capture import collect_output
 from ..warning_capture import collect_warnings
-from .base import CapturedWarning, Job, Outcome, Probe
+from .base import CapturedWarning, Job, Outcome, Probe, note_said
 
 __all__ = ["SklearnBackend", "estimator_class", "may_write", "parameter_names", "params_differ"]
 
@@ -57,19 +59,6 @@ class _ContextThreads(ThreadingBackend):  # type: ignore[misc]
     def submit(self, func: Callable[[], Any], callback: Any = None) -> Any:
         context = contextvars.copy_context()
         return super().submit(functools.partial(context.run, func), callback)
-
-
-# scikit-learn's packages import each other. Two threads that enter such a circle at different places do not wait for
-# each other (that would be a deadlock): one of them meets a half-made module and an ImportError.
-_importing = threading.Lock()
-
-
-@functools.cache
-def estimator_class(qualified: str) -> type:
-    """Import a class by its name. The name comes from the allow-list, never straight from a request."""
-    module, _, name = qualified.rpartition(".")
-    with _importing:
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
 
 
 @functools.cache
@@ -150,7 +139,10 @@ def _detach(estimator: Any, inputs: list[np.ndarray]) -> tuple[Any, int]:
     any, those inside Cython objects too.
     """
     buffers: list[pickle.PickleBuffer] = []
-    stream = pickle.dumps(estimator, protocol=5, buffer_callback=buffers.append)
+    try:
+        stream = pickle.dumps(estimator, protocol=5, buffer_callback=buffers.append)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UnsupportedValueError(f"the fitted {type(estimator).__name__} cannot be pickled: {error}") from None
     nbytes = len(stream)
     ranges = [byte_bounds(array) for array in inputs if array.nbytes]
     kept: list[Any] = []
@@ -207,11 +199,12 @@ class SklearnBackend:
             args = (_writable_view(args[0]), *args[1:])
         before = None if job.model is None else vars(job.model).copy()
         config: AbstractContextManager[Any] = sklearn.config_context(**job.config) if job.config else nullcontext()
-        with collect_warnings() as caught, config:
+        with collect_warnings() as caught, collect_output() as output, config:
             try:
                 estimator, result, started, seconds = self._call(cls, job, params, args, kwargs)
             except ValueError as error:
                 if not inputs or "read-only" not in str(error):
+                    note_said(error, _captured(caught), output.parts)
                     raise
                 log.info(
                     "%s.%s needs writable buffers; it gets private copies from now on",
@@ -220,8 +213,12 @@ class SklearnBackend:
                 )
                 self._needs_copies.add(key)
                 caught.clear()
+                output.parts.clear()
                 args, kwargs, params, inputs = _private(args), _private(kwargs), _private(params), []
                 estimator, result, started, seconds = self._call(cls, job, params, args, kwargs)
+            except Exception as error:
+                note_said(error, _captured(caught), output.parts)
+                raise
         is_self = result is estimator
         if is_self:
             result = None
@@ -242,9 +239,8 @@ class SklearnBackend:
             random_states=random_states,
             started=started,
             compute_seconds=seconds,
-            warnings=[
-                CapturedWarning(f"{w.category.__module__}.{w.category.__qualname__}", str(w.message)) for w in caught
-            ],
+            warnings=_captured(caught),
+            output=output.parts,
         )
 
     def _call(
@@ -257,7 +253,9 @@ class SklearnBackend:
                 name: copy.deepcopy(value) if isinstance(value, np.random.RandomState) else value
                 for name, value in params.items()
             }
-            estimator = cls(**fresh)
+            # What the constructor warns of, the client's own object has warned of already.
+            with collect_warnings():
+                estimator = cls(**fresh)
         elif params and params_differ(estimator, params):
             # The caller changed parameters since the fit. Other threads may be using the model as it was.
             if "fit" not in job.method:
@@ -307,6 +305,10 @@ class SklearnBackend:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _captured(caught: list[Any]) -> list[CapturedWarning]:
+    return [CapturedWarning(f"{w.category.__module__}.{w.category.__qualname__}", str(w.message)) for w in caught]
 
 
 def params_differ(estimator: Any, params: dict[str, Any]) -> bool:
