@@ -36,12 +36,13 @@ class ProxyType(ABCMeta):
 
     def __instancecheck__(cls, instance: Any) -> bool:
         if _stands_for_original and "_gsb_base" in cls.__dict__:
-            return isinstance(instance, cls._gsb_base)
+            return type.__instancecheck__(cls._gsb_base, instance)
         return super().__instancecheck__(instance)
 
     def __subclasscheck__(cls, subclass: type) -> bool:
         if _stands_for_original and "_gsb_base" in cls.__dict__:
-            return issubclass(subclass, cls._gsb_base)
+            # Not the base's own check: an ABC asks its subclasses, and that is us.
+            return type.__subclasscheck__(cls._gsb_base, subclass)
         return super().__subclasscheck__(subclass)
 
     def __repr__(cls) -> str:
