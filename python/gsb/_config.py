@@ -21,7 +21,7 @@ class Config:
 
     server: str | None = None
     token: str | None = None
-    fallback: Literal["error", "local"] = "error"
+    fallback: Literal["error", "local", "quiet"] = "error"
     timeout: float | None = None
     connect_timeout: float = 5.0
     zero_copy: bool = False
@@ -32,8 +32,8 @@ class Config:
     file_dir: str | None = None
 
     def __post_init__(self) -> None:
-        if self.fallback not in ("error", "local"):
-            raise ConfigError(f"fallback={self.fallback!r}", hint="it is 'error' or 'local'")
+        if self.fallback not in ("error", "local", "quiet"):
+            raise ConfigError(f"fallback={self.fallback!r}", hint="it is 'error', 'local' or 'quiet'")
         if self.transport not in (None, "shared", "stream", "file"):
             raise ConfigError(
                 f"transport={self.transport!r}", hint="it is 'shared', 'stream' or 'file', or None to choose"
@@ -99,9 +99,10 @@ def config(**settings: object) -> _Restore:
         the runtime directory (on Windows: port 8765).
     token : str, optional
         Default: ``$GSB_TOKEN``, else the token file.
-    fallback : {"error", "local"}
-        What to do when no server answers: raise, or run scikit-learn in this process with a
-        `FallbackWarning`. Default: ``$GSB_FALLBACK``, else ``"error"``.
+    fallback : {"error", "local", "quiet"}
+        What to do when no server answers: raise; run scikit-learn in this process with a `FallbackWarning`; or
+        do so with one warning for all, and ask again only after some seconds. Default: ``$GSB_FALLBACK``, else
+        ``"error"``.
     timeout : float or None
         Seconds that one call may take; None (default) waits as long as the server lives.
     connect_timeout : float

@@ -12,18 +12,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import sklearn
 from sklearn.utils.validation import _check_feature_names, _get_feature_names
 
-from gsb._client import Answer, Call, Client, get_client
 from gsb._config import get_config
 from gsb._inputs import portable
-from gsb._model import RemoteModel
 from gsb._randomness import advance, with_global_generator
 from gsb._remote_exceptions import said_before, warning_class
 from gsb._report import Report, remember
@@ -38,6 +35,11 @@ from gsb.errors import (
     UnsupportedValueError,
 )
 from gsb.protocol import FIT_METHODS, METHODS, REUPLOAD
+
+if TYPE_CHECKING:
+    # Loaded when the first call is sent: a program whose calls are all small does without.
+    from gsb._client import Answer, Call, Client
+    from gsb._model import RemoteModel
 
 _log = logging.getLogger(__name__)
 
@@ -59,21 +61,15 @@ _FORWARDED: Final = {
 # Modules whose frames stand between a proxy and the line that called it.
 _NOT_THE_USERS: Final = ("gsb.", "sklearn.utils._set_output", "sklearn.utils._available_if", "sklearn.base")
 
-_running_here = threading.local()
+
+class _RunningHere(threading.local):
+    """The estimators, by id, of which a method runs in this process, in this thread."""
+
+    def __init__(self) -> None:
+        self.estimators: set[int] = set()
 
 
-@contextmanager
-def _here(estimator: Any) -> Iterator[None]:
-    """Within the block, methods of this very estimator, called by this thread, run in this process."""
-    active: set[int] = _running_here.__dict__.setdefault("active", set())
-    key = id(estimator)
-    nested = key in active
-    active.add(key)
-    try:
-        yield
-    finally:
-        if not nested:
-            active.discard(key)
+_running_here = _RunningHere()
 
 
 def dispatch(estimator: Any, base: Method, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -88,8 +84,8 @@ def dispatch(estimator: Any, base: Method, method: str, args: tuple[Any, ...], k
     method : str
         Its name.
     """
-    active = getattr(_running_here, "active", None)
-    if active and id(estimator) in active:
+    # What the methods of this very estimator call of it, in this thread, runs where they do.
+    if id(estimator) in _running_here.estimators:
         return base(estimator, *args, **kwargs)
     model: RemoteModel | None = estimator.__dict__.get(STATE)
     fits = method in FIT_METHODS
@@ -128,9 +124,13 @@ def run_here(
             drop_fitted(estimator, names)
         else:
             bring_home(estimator)
+    active, key = _running_here.estimators, id(estimator)
+    active.add(key)
     started = time.perf_counter()
-    with _here(estimator):
+    try:
         result = base(estimator, *args, **kwargs)
+    finally:
+        active.discard(key)
     _note(estimator, (estimator._gsb_path, method, reason, time.perf_counter() - started))
     return result
 
@@ -158,9 +158,48 @@ def _fall_back(
     estimator: Any, base: Method, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
 ) -> Any:
     reason = f"no server: {error.args[0] if error.args else error}"
-    text = f"{type(estimator).__name__}.{method} runs in this process: {reason}"
-    warnings.warn(text, FallbackWarning, stacklevel=_users_level())
+    if get_config().fallback == "quiet":
+        _absence.note(reason)
+        if _absence.is_news():
+            text = f"estimators run in this process: {reason}"
+            warnings.warn(text, FallbackWarning, stacklevel=_users_level())
+    else:
+        text = f"{type(estimator).__name__}.{method} runs in this process: {reason}"
+        warnings.warn(text, FallbackWarning, stacklevel=_users_level())
     return run_here(estimator, base, method, args, kwargs, reason)
+
+
+class _Absence:
+    """What is known, with ``fallback="quiet"``, of a server that did not answer.
+
+    An address that does not answer takes the whole `connect_timeout` to say so: not to be asked before each call.
+    """
+
+    _SECONDS: Final = 10.0
+
+    def __init__(self) -> None:
+        self._said = False
+        self._settings: Any = None
+        self._until = 0.0
+        self._reason = ""
+
+    def is_news(self) -> bool:
+        """Tell whether nobody was warned yet; somebody is now."""
+        said, self._said = self._said, True
+        return not said
+
+    def note(self, reason: str) -> None:
+        """Remember that the server of the settings in force did not answer just now."""
+        self._reason, self._settings, self._until = reason, get_config(), time.monotonic() + self._SECONDS
+
+    def reason(self) -> str | None:
+        """Say why a call need not be tried, or None."""
+        if self._settings is None or self._settings is not get_config() or time.monotonic() >= self._until:
+            return None
+        return self._reason
+
+
+_absence = _Absence()
 
 
 def _continues(estimator: Any, method: str) -> bool:
@@ -182,16 +221,21 @@ def _fit(
     if model is None and continues and estimator.__sklearn_is_fitted__():
         return run_here(estimator, base, method, args, kwargs, "it goes on from a state in this process")
     goes_on = method == "partial_fit" and model is not None
+    if model is None and (absent := _absence.reason()) is not None:
+        return run_here(estimator, base, method, args, kwargs, absent)
     if not settings["skip_parameter_validation"] and not goes_on:
         estimator._validate_params()
-    client = get_client()
     own = estimator.__dict__
     try:
         params = {name: own[name] for name in estimator._gsb_params}
     except KeyError:
         return run_here(estimator, base, method, args, kwargs, "a parameter is kept under another name")
+    from gsb._client import Call, get_client
+    from gsb._model import RemoteModel
+
     try:
         names = _names_of(estimator, args, kwargs, reset=not goes_on)
+        client = get_client()
         call = Call(
             estimator=estimator._gsb_path,
             method=method,
@@ -208,7 +252,7 @@ def _fit(
     except ServerNotProvenError:
         raise
     except (ConnectError, ConnectionLostError) as error:
-        if get_config().fallback == "local":
+        if get_config().fallback != "error":
             return _fall_back(estimator, base, method, args, kwargs, error)
         raise
     except ModelLostError:
@@ -254,6 +298,8 @@ def _use(
     draws = estimator._gsb_path in _DRAWS_IN_USE
     if draws:
         params = with_global_generator({name: present[name] for name in known})
+    from gsb._client import Call
+
     try:
         call = Call(
             estimator=estimator._gsb_path,
@@ -275,9 +321,9 @@ def _use(
     except ServerNotProvenError:
         raise
     except (ConnectError, ConnectionLostError, ModelLostError) as error:
-        if get_config().fallback == "local" and model.complete:
+        if get_config().fallback != "error" and model.complete:
             return _fall_back(estimator, base, method, args, kwargs, error)
-        if get_config().fallback == "local":
+        if get_config().fallback != "error":
             raise ModelLostError("the server is gone, and with it the fitted model") from error
         raise
     if draws:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gsb._client import Answer, Client, Summary
+if TYPE_CHECKING:
+    from gsb._client import Answer, Client, Summary
 
 
 class RemoteModel:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gsb.protocol import STAGES
@@ -13,6 +14,9 @@ from gsb.protocol import STAGES
 _local = threading.local()
 _tally: dict[tuple[str, str, str, str], list[float]] = {}
 _tally_lock = threading.Lock()
+
+#: Called with every call of a proxy, by the thread that made it.
+observers: list[Callable[[Report | LocalCall], None]] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +113,8 @@ def remember(call: Report | LocalCall) -> None:
             entry = _tally[key] = [0, 0.0]
         entry[0] += 1
         entry[1] += seconds
+    for observer in observers:
+        observer(call)
 
 
 def last_report() -> Report | None:

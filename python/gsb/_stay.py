@@ -52,7 +52,7 @@ def reason_to_stay(
             return reason
         if name == "copy" and value is False and path.startswith(_WORKS_IN_PLACE):
             return "copy=False changes the caller's array"
-    if "_skl_callbacks" in own or "_parent_callback_ctx" in own:
+    if "_skl_callbacks" in own:
         return "callbacks are functions of this process"
     if settings["enable_metadata_routing"] and estimator._gsb_routes:
         return "metadata is routed to scorers and splitters of this process"

@@ -20,6 +20,7 @@ from sklearn.utils._available_if import _AvailableIfDescriptor, available_if
 from sklearn.utils._metadata_requests import _MetadataRequester
 
 from gsb._dispatch import dispatch
+from gsb._proxy_type import ProxyType
 from gsb._report import Report, as_report
 from gsb._state import REPORT, STATE, bring_home, full_state
 from gsb.protocol import METHODS
@@ -105,11 +106,15 @@ class ProxyMixin:
         return plain
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**full_state(self), "_gsb_sklearn_version": sklearn.__version__}
+        state = full_state(self)
+        if "_gsb_path" in type(self).__dict__:
+            # As scikit-learn writes it for its own classes, so that plain scikit-learn can read it.
+            state["_sklearn_version"] = sklearn.__version__
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        version = state.pop("_gsb_sklearn_version", sklearn.__version__)
+        version = state.pop("_sklearn_version", sklearn.__version__)
         if version != sklearn.__version__:
             warnings.warn(
                 InconsistentVersionWarning(
@@ -150,7 +155,7 @@ def make_proxy(base: type[BaseEstimator], path: str) -> type[BaseEstimator]:
         wrapped = _wrap(base, method)
         if wrapped is not None:
             namespace[method] = wrapped
-    return type(base.__name__, (ProxyMixin, base), namespace)
+    return ProxyType(base.__name__, (ProxyMixin, base), namespace)
 
 
 def _set_by_constructor(base: type[BaseEstimator]) -> frozenset[str]:

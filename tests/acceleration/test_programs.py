@@ -159,8 +159,9 @@ def test_same_output_as_plain(python: Run, tmp_path: Path, server: PrivateServer
     assert "FallbackWarning" not in sent.stderr
     table = _table(sent.stderr)
     assert table[("PCA.fit_transform", "server, sklearn")] > 0
-    # Two children of loky and of multiprocessing have fitted two candidates on two folds; threads and the refits here.
-    assert table[("LogisticRegression.fit", "server, sklearn")] == 1 + 3 + 3 * (2 * 2 + 1)
+    # Here: the first fit, three of cross validation, four by threads, three refits. Then four in children of loky, and
+    # four in children of multiprocessing, which are killed as soon as they have answered: their last may be missing.
+    assert 11 + 4 <= table[("LogisticRegression.fit", "server, sklearn")] <= 11 + 4 + 4
     assert re.search(r"in the program and its [1-4] child", sent.stderr)
     small = python("-m", "gsb.accel", "--report", "works.py", **here)
     assert small.returncode == 0
@@ -212,7 +213,7 @@ def test_worker_processes(python: Run, tmp_path: Path, run: str) -> None:
         assert re.search(r"\('(__main__|__mp_main__|workers)', 'gsb\.naive_bayes', True, True\)", line)
 
 
-def test_starts_a_server_if_none_answers(python: Run, tmp_path: Path, server: PrivateServer) -> None:
+def test_starts_a_server_if_none_answers(python: Run) -> None:
     program = "from sklearn.linear_model import Ridge; import gsb; m = Ridge().fit([[0.], [1.]], [0., 1.]); "
     program += "print(m.gsb_report_.backend, gsb.get_config().server)"
     options = ("-m", "gsb.accel", "--local-below=0", "--start-server", "--backend=sklearn", "-c", program)
@@ -223,8 +224,13 @@ def test_starts_a_server_if_none_answers(python: Run, tmp_path: Path, server: Pr
     folder = Path(url.removeprefix("unix://")).parent
     assert folder.name.startswith("gsb-private-")
     assert not folder.exists()
-    found = python(*options, GSB_SERVER=server.url, GSB_TOKEN=server.token)
-    assert found.stdout.split() == ["sklearn", server.url]
+
+
+def test_starts_none_if_one_answers(server: PrivateServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gsb.accel import _server
+
+    monkeypatch.setenv("GSB_TOKEN", server.token)
+    assert _server.ensure(server.url, None) == {}
 
 
 EXPERIMENTAL = """
