@@ -508,7 +508,7 @@ def test_a_pickle_needs_no_server(tmp_path: Any) -> None:
 
 def test_a_pickle_of_another_version_warns() -> None:
     state = PCA(2).fit(X).__getstate__()
-    state["_gsb_sklearn_version"] = "1.0"
+    state["_sklearn_version"] = "1.0"
     with pytest.warns(InconsistentVersionWarning):
         PCA.__new__(PCA).__setstate__(state)
 
