@@ -8,6 +8,7 @@ of other parts do not pay for them.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,25 @@ sys.path.append(str(Path(__file__).parent))
 from helpers.failpoints import failpoint_build
 from helpers.places import Places
 from helpers.processes import Children, all_started
+from helpers.windows import MODULES, reason_to_skip
 
 if TYPE_CHECKING:
     import shmpool
 
 __all__ = ["children", "failpoint_build", "no_survivors", "places", "pool_dir", "pool_path", "small_pool"]
+
+
+collect_ignore_glob = list(MODULES) if sys.platform == "win32" else []
+if not os.environ.get("SHMPOOL_TEST_WINE"):
+    collect_ignore_glob.append("wine/*")  # `make test-wine`
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what makes no sense on this system."""
+    if sys.platform == "win32":
+        for item in items:
+            if reason := reason_to_skip(item.nodeid):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

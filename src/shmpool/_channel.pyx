@@ -55,6 +55,10 @@ cdef int FORM_LIST = 2
 include "_dtype_cache.pxi"
 
 
+cdef inline void wake(const shmpool_t *p, uint32_t *seq) noexcept:
+    shmpool_os_wake(seq, shmpool_wake_key(p, seq))
+
+
 cdef inline uint64_t aligned(uint64_t value, uint64_t step) noexcept nogil:
     return (value + step - 1) // step * step
 
@@ -135,7 +139,7 @@ cdef class Received:
         cdef const shmpool_t *p = self.lent.pool
         if self.lent.forks[0] == self.lent.born and shmpool_unpin(p, self.slot):
             if shmpool_wake_needed(p):
-                shmpool_os_wake(&p.counters.wake_seq)
+                wake(p, &p.counters.wake_seq)
         self.core.let_go()
 
 
@@ -279,8 +283,8 @@ cdef class Ring:
         self.attached = False
         if not self.forked() and not shmpool_evicted(self.r.p):  # evicted: the entry is a successor's by now
             shmpool_ring_detach(&self.r)
-            shmpool_os_wake(&self.r.c.recv_seq)
-            shmpool_os_wake(&self.r.c.send_seq)
+            wake(self.r.p, &self.r.c.recv_seq)
+            wake(self.r.p, &self.r.c.send_seq)
         self.core.let_go()
         return 0
 
@@ -294,8 +298,8 @@ cdef class Ring:
         elif not self.forked():
             shmpool_add32(&self.r.c.recv_seq, 1)
             shmpool_add32(&self.r.c.send_seq, 1)
-            shmpool_os_wake(&self.r.c.recv_seq)
-            shmpool_os_wake(&self.r.c.send_seq)
+            wake(self.r.p, &self.r.c.recv_seq)
+            wake(self.r.p, &self.r.c.send_seq)
 
     def _abandon(self):
         """In a forked child: let go of what the parent has, without touching the channel."""
@@ -464,7 +468,7 @@ cdef class Ring:
                 return rc
             PyErr_CheckSignals()
             with nogil:
-                shmpool_os_wait(seq, seen, min(period, deadline - before))
+                shmpool_os_wait(seq, seen, min(period, deadline - before), shmpool_wake_key(self.r.p, seq))
             if shmpool_load32(seq) == seen and shmpool_os_monotonic_ns() >= before + period:
                 period = min(2 * period, longest)
                 if receiving and not self.r.flags & SHMPOOL_BROADCAST:
@@ -523,7 +527,7 @@ cdef class Ring:
             if shmpool_ring_deserted(&self.r, peers):
                 return True
             with nogil:
-                shmpool_os_wait(seq, seen, pause)
+                shmpool_os_wait(seq, seen, pause, shmpool_wake_key(self.r.p, seq))
             if shmpool_load32(seq) == seen:
                 if receiving and not self.r.flags & SHMPOOL_BROADCAST:
                     shmpool_ring_rescue(&self.r)
@@ -538,13 +542,13 @@ cdef class Ring:
     cdef inline void wake_receivers(self) noexcept:
         if shmpool_ring_wake_needed(&self.r.c.recv_seq, &self.r.c.recv_waiters):
             SHMPOOL_FAILPOINT("send.before_wake")
-            shmpool_os_wake(&self.r.c.recv_seq)
+            wake(self.r.p, &self.r.c.recv_seq)
 
     cdef inline void wake_senders(self, uint64_t position) noexcept:
         if shmpool_load32(&self.r.c.send_waiters) and shmpool_ring_roomy(&self.r, position):
             if shmpool_ring_wake_needed(&self.r.c.send_seq, &self.r.c.send_waiters):
                 SHMPOOL_FAILPOINT("recv.before_wake")
-                shmpool_os_wake(&self.r.c.send_seq)
+                wake(self.r.p, &self.r.c.send_seq)
 
     cdef int claim(self, object timeout, uint64_t *position) except -1:
         """Take a cell, waiting for one."""

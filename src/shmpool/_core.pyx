@@ -15,13 +15,14 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_INCREF
-from libc.errno cimport EBADF, EFBIG, EINTR, EMFILE, ENOSPC, ESTALE
+from libc.errno cimport EBADF, EFBIG, EINTR, EMFILE, ENOENT, ENOSPC
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from ._native cimport *
 
 import operator
+import os
 import struct
 
 import numpy as np
@@ -34,7 +35,20 @@ cnp.import_array()
 cdef extern from "os/os.h" nogil:
     enum:
         SHMPOOL_OS_REFUSED, SHMPOOL_LOCK_NONE, SHMPOOL_LOCK_SHARED, SHMPOOL_LOCK_EXCLUSIVE
+        SHMPOOL_OPEN_READ, SHMPOOL_OPEN_WRITE, SHMPOOL_OPEN_CREATE, SHMPOOL_OPEN_REMOVE
+        SHMPOOL_ACCESS_PRIVATE, SHMPOOL_ACCESS_FOREIGN, SHMPOOL_ACCESS_OPEN
+    uint64_t SHMPOOL_OS_POPULATE_MIN
+    int shmpool_os_open(const char *path, int how) noexcept
+    int shmpool_os_access(int fd) noexcept
+    int shmpool_os_remove(int fd, const char *path) noexcept
+    int64_t shmpool_os_read(int fd, void *data, uint64_t nbytes, uint64_t offset) noexcept
+    int shmpool_os_write(int fd, const void *data, uint64_t nbytes, uint64_t offset) noexcept
+    int shmpool_os_resize(int fd, uint64_t nbytes) noexcept
+    int64_t shmpool_os_size(int fd) noexcept
     int shmpool_os_lock(int fd, int64_t byte, int mode) noexcept
+    int shmpool_os_downgrade(int fd, int64_t byte) noexcept
+    int shmpool_os_is_locked(int fd, int64_t byte, int exclusively) noexcept
+    uint64_t shmpool_os_first_reservation(uint64_t table_nbytes, uint64_t file_nbytes) noexcept
     int shmpool_os_reserve(int fd, uint64_t offset, uint64_t nbytes) noexcept
     int shmpool_os_map(int fd, uint64_t nbytes, void **base) noexcept
     void shmpool_os_unmap(void *base, uint64_t nbytes) noexcept
@@ -44,7 +58,6 @@ cdef extern from "os/os.h" nogil:
     const uint32_t *shmpool_os_fork_counter() noexcept
     ctypedef struct shmpool_os_file_t:
         uint64_t device
-        uint64_t inode
     int shmpool_os_identify(int fd, shmpool_os_file_t *file) noexcept
     int shmpool_os_names(int fd, const shmpool_os_file_t *file) noexcept
     int64_t shmpool_os_own(int fd) noexcept
@@ -76,8 +89,8 @@ cdef uint64_t WAIT_PERIOD_NS = 10_000_000
 cdef uint64_t RESERVE_STEP = 2 << 20
 # Page tables are filled in pieces of a few milliseconds; smaller ones cost more (docs/performance-notes.md).
 cdef uint64_t PIECE_NBYTES = 8 << 20
-# Below this, faulting the pages one by one is cheaper than asking the kernel for them (docs/performance-notes.md).
-cdef uint64_t POPULATE_NBYTES = 256 << 10
+# Below this, faulting the pages one by one is cheaper than asking the kernel for them.
+cdef uint64_t POPULATE_NBYTES = SHMPOOL_OS_POPULATE_MIN
 cdef uint64_t DATA_ALIGN = 64
 # Hashing this much takes about a microsecond, which is what giving up the GIL and getting it back may cost.
 cdef uint64_t HASH_WITH_GIL_NBYTES = 16 << 10
@@ -97,6 +110,12 @@ LOCK_BYTE_CLIENTS = 64
 LOCK_BYTE_WITNESS = 1 << 20
 WITNESS_STRIDE = SHMPOOL_WITNESS_STRIDE
 WITNESS_LANES = SHMPOOL_WITNESS_LANES
+# In the pool file, beyond all data: where locks are mandatory, a locked byte cannot be read or written by others.
+LOCK_BYTE_POOL = 1 << 62
+OPEN_READ = SHMPOOL_OPEN_READ
+OPEN_WRITE = SHMPOOL_OPEN_WRITE
+OPEN_CREATE = SHMPOOL_OPEN_CREATE
+OPEN_REMOVE = SHMPOOL_OPEN_REMOVE
 
 REGIONS = ("input", "output", "scratch")
 STATES = ("free", "writing", "sealed", "retired", "tail")
@@ -138,6 +157,27 @@ def failpoint(str label):
 def layout_stamp():
     """The stamp by which two builds with other structures refuse each other."""
     return shmpool_layout_stamp()
+
+
+def monotonic_ns():
+    """The clock of `claimed_ns` and its like: one for all processes of this machine."""
+    return shmpool_os_monotonic_ns()
+
+
+def first_reservation(Geometry geometry not None):
+    """Bytes of a new pool file, from its start, that must be backed with memory before it is READY."""
+    return shmpool_os_first_reservation(geometry.g.table_nbytes, geometry.g.file_nbytes)
+
+
+def open_file(bytes path not None, int how):
+    """Open a file, as a Descriptor from the first moment: a child forked meanwhile does not inherit it.
+
+    Raises OSError; EBUSY says that somebody else has it for himself alone, or is removing it.
+    """
+    cdef int fd = shmpool_os_open(PyBytes_AsString(path), how)
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd))
+    return Descriptor(fd)
 
 
 def reserve(int fd, uint64_t offset, uint64_t nbytes):
@@ -361,6 +401,69 @@ cdef class Descriptor:
         if rc < 0:
             raise OSError(-rc, f"locking byte {byte} failed")
         return rc == 0
+
+    def downgrade(self, int64_t byte):
+        """Turn an exclusive lock on one byte into a shared one, with no moment in between."""
+        cdef int rc = shmpool_os_downgrade(self.fileno(), byte)
+        if rc != 0:
+            raise OSError(max(-rc, 0), f"downgrading the lock on byte {byte} failed")
+
+    def is_locked(self, int64_t byte, *, bint exclusively):
+        """Whether anybody else holds a byte: exclusively, or in any way."""
+        cdef int rc = shmpool_os_is_locked(self.fileno(), byte, exclusively)
+        if rc < 0:
+            raise OSError(-rc, f"asking for the lock on byte {byte} failed")
+        return rc != 0
+
+    def names(self, Descriptor other not None):
+        """Whether both are open on one file."""
+        return shmpool_os_names(self.fileno(), &other.file) != 0
+
+    def access(self):
+        """Who may open the file: ``private`` to this user, ``foreign``, ``open`` to others, or ``no file``."""
+        cdef int rc = shmpool_os_access(self.fileno())
+        if rc < 0:
+            raise OSError(-rc, "asking for the owner of a file failed")
+        return {SHMPOOL_ACCESS_PRIVATE: "private", SHMPOOL_ACCESS_FOREIGN: "foreign",
+                SHMPOOL_ACCESS_OPEN: "open"}.get(rc, "no file")
+
+    def size(self):
+        """Bytes of the file."""
+        cdef int64_t n = shmpool_os_size(self.fileno())
+        if n < 0:
+            raise OSError(-n, os.strerror(-n))
+        return n
+
+    def read(self, uint64_t nbytes, uint64_t offset):
+        """Bytes of the file; fewer only where it ends."""
+        data = PyBytes_FromStringAndSize(NULL, nbytes)
+        cdef int64_t n = shmpool_os_read(self.fileno(), PyBytes_AsString(data), nbytes, offset)
+        if n < 0:
+            raise OSError(-n, os.strerror(-n))
+        return data if <uint64_t>n == nbytes else data[:n]
+
+    def write(self, bytes data not None, uint64_t offset):
+        """Write all of `data`."""
+        cdef int rc = shmpool_os_write(self.fileno(), PyBytes_AsString(data), PyBytes_Size(data), offset)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+
+    def resize(self, uint64_t nbytes):
+        """Make the file shorter or longer."""
+        cdef int rc = shmpool_os_resize(self.fileno(), nbytes)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+
+    def remove(self, bytes path not None):
+        """Remove the file from its folder. It was opened with OPEN_REMOVE, and `path` names it."""
+        cdef int rc = shmpool_os_remove(self.fileno(), PyBytes_AsString(path))
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+
+    def available(self):
+        """Bytes that the file can still be given; None where it has all it needs, or there is no limit."""
+        cdef uint64_t n = shmpool_os_available(self.fileno())
+        return None if n == <uint64_t>0xffffffffffffffff else n
 
     def close(self):
         """Close it. Twice is harmless."""
@@ -672,6 +775,7 @@ cdef class Core:
         if rc < 0:
             raise OSError(-rc, "mapping the pool file failed")
         shmpool_bind(&self.p, &geometry.g, <uint8_t *>base)
+        memcpy(&self.p.wake_key, PyBytes_AsString(uuid), sizeof(self.p.wake_key))
         self.populated = <uint64_t *>PyMem_Calloc(geometry.g.n_slots, sizeof(uint64_t))
         if self.populated == NULL:
             raise MemoryError
@@ -734,7 +838,7 @@ cdef class Core:
     cdef inline void wake(self) noexcept:
         if shmpool_wake_needed(&self.p):
             SHMPOOL_FAILPOINT("wake.before_wake")
-            shmpool_os_wake(&self.p.counters.wake_seq)
+            shmpool_os_wake(&self.p.counters.wake_seq, shmpool_wake_key(&self.p, &self.p.counters.wake_seq))
 
     cdef void end_pin(self, uint32_t slot) noexcept:
         # In a forked child the pin belongs to the parent.
@@ -904,7 +1008,8 @@ cdef class Core:
                 jitter ^= jitter << 17
                 pause = pause // 2 + jitter % (pause // 2 + 1)
             with nogil:
-                shmpool_os_wait(&self.p.counters.wake_seq, seen, pause)
+                shmpool_os_wait(&self.p.counters.wake_seq, seen, pause,
+                                shmpool_wake_key(&self.p, &self.p.counters.wake_seq))
             self.check_open()
         from .stat import full_error
         raise full_error(self, REGIONS[region], span, (now - start) / 1e9)
@@ -955,7 +1060,7 @@ cdef class Core:
             _raise(SHMPOOL_EEVICTED, "claim")
         if missing > shmpool_os_available(self.file.fd):
             from .space import space_error
-            raise space_error(ENOSPC, self.file.fd, missing)
+            raise space_error(ENOSPC, self.file, missing)
         return 0
 
     cdef int reserve_slot(self, uint32_t slot, uint64_t have, uint64_t need) except -1:
@@ -978,7 +1083,7 @@ cdef class Core:
                 want = max(round_up(need, SHMPOOL_PAGE), done)  # no room for the whole step: what is needed will do
             elif rc < 0:
                 from .space import space_error
-                raise space_error(-rc, fd, need - min(need, done))
+                raise space_error(-rc, self.file, need - min(need, done))
             else:
                 done += min(piece, want - done)
                 shmpool_raise64(&self.p.slots[slot].reserved_nbytes, done)
@@ -1375,7 +1480,7 @@ cdef class Core:
         we are dead to the others: then we clean nobody.
         """
         cdef int fd = shmpool_os_open_again(PyBytes_AsString(self.lock_path), &self.lock_file.file)
-        if fd == -ESTALE:
+        if fd == -ENOENT:
             raise errors.PoolCorruptedError(
                 f"the lock file {self.lock_path.decode('utf-8', 'replace')} was removed or replaced while the pool is "
                 "in use: nobody can tell who is alive.",
@@ -1439,7 +1544,7 @@ cdef class Core:
             reserve(self.file.fileno(), offset, nbytes)
         except OSError as error:
             from .space import space_error
-            raise space_error(error.errno, self.file.fileno(), nbytes) from None
+            raise space_error(error.errno, self.file, nbytes) from None
 
     def hold(self):
         """Keep the mapping beyond `close`, until `let_go`."""

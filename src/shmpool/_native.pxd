@@ -116,6 +116,7 @@ cdef extern from "core/channel.h" nogil:
         shmpool_channel_t *channels
         uint32_t me
         uint64_t nonce
+        uint64_t wake_key
 
     ctypedef struct shmpool_ring_t:
         const shmpool_t *p
@@ -155,6 +156,7 @@ cdef extern from "core/channel.h" nogil:
                              uint64_t created_ns) noexcept
     int shmpool_header_check(const shmpool_header_t *h, uint64_t file_nbytes, shmpool_geometry_t *g) noexcept
     uint32_t shmpool_layout_stamp() noexcept
+    uint64_t shmpool_wake_key(const shmpool_t *p, const uint32_t *word) noexcept
     void shmpool_bind(shmpool_t *p, const shmpool_geometry_t *g, uint8_t *base) noexcept
     uint8_t *shmpool_slot_data(const shmpool_t *p, uint32_t slot) noexcept
     uint32_t *shmpool_pin_cell(const shmpool_t *p, uint32_t slot, uint32_t client) noexcept
@@ -226,8 +228,8 @@ cdef extern from "core/bridge.h" nogil:
 
 cdef extern from "os/wait.h" nogil:
     uint64_t shmpool_os_monotonic_ns() noexcept
-    void shmpool_os_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns) noexcept
-    void shmpool_os_wake(uint32_t *word) noexcept
+    void shmpool_os_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns, uint64_t key) noexcept
+    void shmpool_os_wake(uint32_t *word, uint64_t key) noexcept
     void shmpool_os_yield() noexcept
 
 cdef extern from "numpy/arrayobject.h":

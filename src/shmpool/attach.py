@@ -37,6 +37,10 @@ OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 __all__ = ["Mode", "attach", "open_existing", "refuse", "remove"]
 
 
+# On Windows `stat` and its like can only ask for a lock by taking it for a moment.
+_LOOK_SECONDS = 0.1 if sys.platform == "win32" else 0.0
+
+
 class Mode(enum.Enum):
     """What may be done about a pool file that is there, or is not."""
 
@@ -49,14 +53,12 @@ def _label() -> str:
     return " ".join(sys.orig_argv) or sys.executable or "python"
 
 
-def _open_file(path: Path, *, create: bool) -> _core.Descriptor:
+def _open_file(path: Path, how: int) -> _core.Descriptor:
     """Open a pool or lock file of ours; errors are this package's, and nothing but a regular file of ours passes."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     try:
-        # A Descriptor from the first moment: a child forked in between must not inherit what we lock next.
-        file = _core.Descriptor(os.open(path, flags, 0o600))
+        file = _core.open_file(os.fsencode(path), how)
     except FileNotFoundError:
-        if create:
+        if how == _core.OPEN_CREATE:
             raise PoolNotFoundError(
                 f"the folder of {path} does not exist.",
                 hint="create it, or choose another path with SHMPOOL_PATH",
@@ -73,11 +75,16 @@ def _open_file(path: Path, *, create: bool) -> _core.Descriptor:
             raise PoolPermissionError(
                 f"{path} lies on a read-only file system.", hint="choose another path with SHMPOOL_PATH"
             ) from None
+        if error.errno == errno.EBUSY:
+            raise PoolBusyError(
+                f"{path} is opened by somebody who does not share it, or is being removed.",
+                hint="which program is it? Exclude the folder of the pool from backup and virus scanners",
+            ) from None
         if error.errno in OUT_OF_SPACE:
             raise space_error(error.errno, path.parent, _core.PAGE_NBYTES) from None
         raise
     try:
-        check_owner(file.fileno(), path)
+        check_owner(file, path)
     except BaseException:
         file.close()
         raise
@@ -86,15 +93,18 @@ def _open_file(path: Path, *, create: bool) -> _core.Descriptor:
 
 def open_existing(path: Path) -> _core.Descriptor:
     """Open a pool or lock file that is there; errors as for attaching."""
-    return _open_file(path, create=False)
+    return _open_file(path, _core.OPEN_WRITE)
 
 
 def _same_file(file: _core.Descriptor, path: Path) -> bool:
     """Whether the path still names this file: it may have been removed between open and lock."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path, follow_symlinks=False))
-    except FileNotFoundError:
+        other = _core.open_file(os.fsencode(path), _core.OPEN_READ)
+    except OSError:
         return False
+    same = file.names(other)
+    other.close()
+    return same
 
 
 def refuse(verdict: str, path: Path, page: bytes, size: int, version: int, stamp: int) -> ShmPoolError:
@@ -134,28 +144,30 @@ def refuse(verdict: str, path: Path, page: bytes, size: int, version: int, stamp
 
 def _build(file: _core.Descriptor, geometry: _core.Geometry) -> bytes:
     """Make the file a pool. The caller is alone; death at any point leaves something that is built again."""
-    fd = file.fileno()
-    os.ftruncate(fd, 0)
+    file.resize(0)
     _core.failpoint("create.empty")
+    needed = _core.first_reservation(geometry)
     try:
-        os.pwrite(fd, _core.header_creating(), 0)
+        page = _core.header_creating()
+        file.write(page, 0)
         _core.failpoint("create.marked")
-        os.ftruncate(fd, geometry.file_nbytes)
+        file.resize(geometry.file_nbytes)
         _core.failpoint("create.sized")
-        _core.reserve(fd, 0, geometry.table_nbytes)
+        # Behind the page that is written: a reservation may write zeros.
+        _core.reserve(file.fileno(), len(page), needed - len(page))
     except OSError as error:
-        os.ftruncate(fd, 0)
+        file.resize(0)
         if error.errno in OUT_OF_SPACE:
-            needed = geometry.file_nbytes if error.errno == errno.EFBIG else geometry.table_nbytes
-            raise space_error(error.errno, fd, needed) from None
+            needed = geometry.file_nbytes if error.errno == errno.EFBIG else needed
+            raise space_error(error.errno, file, needed) from None
         raise
     _core.failpoint("create.reserved")
     page = _core.header_ready(geometry, secrets.token_bytes(16), time.time_ns())
     # The state is the last byte range to arrive: until then the page says CREATING.
-    os.pwrite(fd, page[24:], 24)
-    os.pwrite(fd, page[20:24], 20)
+    file.write(page[24:], 24)
+    file.write(page[20:24], 20)
     _core.failpoint("create.filled")
-    os.pwrite(fd, page[16:20], 16)
+    file.write(page[16:20], 16)
     _core.failpoint("create.ready")
     return page
 
@@ -191,6 +203,9 @@ def attach(
         except TooManyClientsError as error:
             if not error.transient or time.monotonic() >= deadline:
                 raise
+        except PoolBusyError:
+            if time.monotonic() >= deadline:
+                raise
         else:
             if attached is not None:
                 return attached
@@ -205,7 +220,7 @@ def attach(
 
 def _first_page(file: _core.Descriptor) -> tuple[bytes, int]:
     """A private copy of the first page of a file, and the file's size."""
-    return os.pread(file.fileno(), _core.PAGE_NBYTES, 0), os.fstat(file.fileno()).st_size
+    return file.read(_core.PAGE_NBYTES, 0), file.size()
 
 
 def _try_attach(
@@ -214,7 +229,7 @@ def _try_attach(
     """One attempt; None when another opener is at work."""
     lock_file = lock_path(path)
     with contextlib.ExitStack() as undo:
-        lock = _open_file(lock_file, create=True)
+        lock = _open_file(lock_file, _core.OPEN_CREATE)
         undo.callback(lock.close)
         alone = lock.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_EXCLUSIVE)
         if not alone and not lock.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_SHARED):
@@ -236,20 +251,21 @@ def _try_attach(
             )
         if created and mode is Mode.ATTACH:
             raise PoolNotFoundError(f"there is no pool at {path}.", hint="Pool.open() creates one")
-        file = _open_file(path, create=alone)
+        file = _open_file(path, _core.OPEN_CREATE if alone else _core.OPEN_WRITE)
         undo.callback(lambda: file.close())
         _lock_pool_file(file, path, alone)
         page, size = _first_page(file)
         verdict, found, uuid, version, stamp = _core.header_check(page, size)
         if alone and mode is Mode.CREATE and verdict == "ok":
-            # A new file, not the old one emptied: a child that was forked by a dead user of the old one may still look
-            # at it through inherited views, and would meet a SIGBUS.
-            path.unlink()
-            _core.failpoint("create.unlinked")
-            file.close()
-            file = _open_file(path, create=True)
-            _lock_pool_file(file, path, alone)
-            page, size = _first_page(file)
+            if hasattr(os, "fork"):
+                # A new file, not the old one emptied: a child that was forked by a dead user of the old one may still
+                # look at it through inherited views, and would meet a SIGBUS.
+                path.unlink()
+                _core.failpoint("create.unlinked")
+                file.close()
+                file = _open_file(path, _core.OPEN_CREATE)
+                _lock_pool_file(file, path, alone)
+                page, size = _first_page(file)
             verdict = "creating"
         if alone and (size == 0 or verdict == "creating"):
             if geometry is None:
@@ -267,19 +283,24 @@ def _try_attach(
         )
         _core.failpoint("open.entered")
         if alone:
-            file.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_SHARED)
-            lock.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_SHARED)
+            file.downgrade(_core.LOCK_BYTE_POOL)
+            lock.downgrade(_core.LOCK_BYTE_LIFE)
         undo.pop_all()
         return core, created
 
 
 def _lock_pool_file(file: _core.Descriptor, path: Path, alone: bool) -> None:
-    """Lock byte 0 of the pool file as that of the lock file.
+    """Lock a byte of the pool file as byte 0 of the lock file is locked.
 
     The lock file decides. This second lock notices that somebody has removed the lock file under living users (a
     cleaner of temporary files, for instance): whoever then makes a new one is alone on it, but not on the pool.
     """
-    if not file.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_EXCLUSIVE if alone else _core.LOCK_SHARED):
+    mode = _core.LOCK_EXCLUSIVE if alone else _core.LOCK_SHARED
+    deadline = time.monotonic() + _LOOK_SECONDS
+    while not file.lock(_core.LOCK_BYTE_POOL, mode):
+        if time.monotonic() < deadline:
+            time.sleep(0.001)
+            continue
         raise PoolCorruptedError(
             f"the lock file of {path} was removed, replaced, or closed by its users while the pool is in use: "
             "nobody can tell who is alive.",
@@ -293,18 +314,25 @@ def remove(path: Path) -> None:
     if not path.exists() and not lock_file.exists():
         raise PoolNotFoundError(f"there is no pool at {path}.")
     with contextlib.ExitStack() as undo:
-        lock = _open_file(lock_file, create=True)
+        in_use = PoolExistsError(f"the pool at {path} is in use.", hint="`python -m shmpool stat` shows by whom")
+        try:
+            if not lock_file.exists():
+                _open_file(lock_file, _core.OPEN_CREATE).close()
+            lock = _open_file(lock_file, _core.OPEN_REMOVE)
+        except PoolBusyError:
+            raise in_use from None
         undo.callback(lock.close)
         if not lock.lock(_core.LOCK_BYTE_LIFE, _core.LOCK_EXCLUSIVE) or not _same_file(lock, lock_file):
-            raise PoolExistsError(f"the pool at {path} is in use.", hint="`python -m shmpool stat` shows by whom")
+            raise in_use
         if path.exists():
-            file = _open_file(path, create=False)
+            file = _open_file(path, _core.OPEN_REMOVE)
             undo.callback(file.close)
             _lock_pool_file(file, path, alone=True)
             page, size = _first_page(file)
             verdict, _, _, version, stamp = _core.header_check(page, size)
             if verdict == "magic" and size > 0:
                 raise refuse(verdict, path, page, size, version, stamp)
-            path.unlink()
+            file.remove(os.fsencode(path))
+            file.close()
         # Last, and under the lock: an opener that waits finds that its lock file is no longer the one at the path.
-        lock_file.unlink()
+        lock.remove(os.fsencode(lock_file))

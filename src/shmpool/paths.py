@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import PoolPermissionError
+
+if TYPE_CHECKING:
+    from . import _core
 
 __all__ = ["check_owner", "default_path", "lock_path"]
 
@@ -16,7 +21,9 @@ ENVIRONMENT_VARIABLE = "SHMPOOL_PATH"
 
 
 def default_path(*, create: bool = True) -> Path:
-    """``$SHMPOOL_PATH``, else ``pool.bin`` in a 0700 directory of this user on tmpfs.
+    """``$SHMPOOL_PATH``, else ``pool.bin`` in a private folder of this user.
+
+    On Linux that is a 0700 folder on tmpfs, on Windows ``%LOCALAPPDATA%\\shmpool``.
 
     Parameters
     ----------
@@ -30,6 +37,12 @@ def default_path(*, create: bool = True) -> Path:
     """
     if chosen := os.environ.get(ENVIRONMENT_VARIABLE):
         return Path(chosen)
+    if sys.platform == "win32":
+        # Private by the access list that it inherits from the user's profile.
+        local = Path(os.environ.get("LOCALAPPDATA") or tempfile.gettempdir()) / "shmpool"
+        if create:
+            local.mkdir(parents=True, exist_ok=True)
+        return local / "pool.bin"
     base = Path("/dev/shm")
     if not (base.is_dir() and os.access(base, os.W_OK)):
         base = Path(tempfile.gettempdir())
@@ -54,19 +67,27 @@ def lock_path(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
 
 
-def check_owner(fd: int, path: Path) -> os.stat_result:
-    """Refuse files that are not ours alone; the result of fstat otherwise."""
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
+def check_owner(file: _core.Descriptor, path: Path) -> None:
+    """Refuse files that are not this user's alone."""
+    access = file.access()
+    if access == "private":
+        return
+    if access == "no file":
         raise PoolPermissionError(f"{path} is not a regular file.")
-    if found.st_uid != os.geteuid():
+    elsewhere = "a pool is shared by processes of one user; choose another path with SHMPOOL_PATH"
+    if sys.platform == "win32":
+        if access == "foreign":
+            raise PoolPermissionError(f"{path} belongs to another user.", hint=elsewhere)
         raise PoolPermissionError(
-            f"{path} belongs to user {found.st_uid}, this process runs as {os.geteuid()}.",
-            hint="a pool is shared by processes of one user; choose another path with SHMPOOL_PATH",
+            f"the access list of {path} lets other users open it; pool files are their owner's alone.",
+            hint=f'is this a pool file? If it is: icacls "{path}" /inheritance:r /grant:r "%USERNAME%":F',
         )
-    if found.st_mode & 0o077:
+    found = os.fstat(file.fileno())
+    if access == "foreign":
         raise PoolPermissionError(
-            f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, so other users may open it; pool files are 0600.",
-            hint=f"is this a pool file? If it is: chmod 600 {path}",
+            f"{path} belongs to user {found.st_uid}, this process runs as {os.geteuid()}.", hint=elsewhere
         )
-    return found
+    raise PoolPermissionError(
+        f"{path} has mode {stat.S_IMODE(found.st_mode):04o}, so other users may open it; pool files are 0600.",
+        hint=f"is this a pool file? If it is: chmod 600 {path}",
+    )

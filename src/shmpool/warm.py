@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 
 from . import _core
 from .errors import ShmPoolError
+from .space import free_memory
 
 __all__ = ["DEFAULT_PREFAULT_NBYTES", "every_slot", "next_slots", "start_warming", "warm"]
 
@@ -24,14 +26,10 @@ DEFAULT_PREFAULT_NBYTES = 2**30
 _SHARE_OF_FREE = 8
 
 
-def _free_nbytes(fd_path: str) -> int:
-    stat = os.statvfs(fd_path)
-    free = stat.f_bavail * stat.f_frsize
-    with contextlib.suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                free = min(free, int(line.split()[1]) * 1024)
-    return free
+def _free_nbytes(path: str) -> int:
+    free = shutil.disk_usage(os.path.dirname(path)).free
+    memory = free_memory()
+    return free if memory is None else min(free, memory)
 
 
 def warm(core: _core.Core, path: str, steps: list[tuple[int, int]]) -> int:

@@ -62,8 +62,8 @@ class Witness:
         self._file = open_existing(path)
         self._map: mmap.mmap | None = None
         try:
-            page = os.pread(self._file.fileno(), _core.PAGE_NBYTES, 0)
-            size = os.fstat(self._file.fileno()).st_size
+            page = self._file.read(_core.PAGE_NBYTES, 0)
+            size = self._file.size()
             verdict, geometry, found, version, stamp = _core.header_check(page, size)
             if verdict != "ok" or geometry is None:
                 raise refuse(verdict, path, page, size, version, stamp)
@@ -76,7 +76,15 @@ class Witness:
                 )
             self._offset = geometry.witness_offset
             self._lock = open_existing(lock_path(path))
-            self._map = mmap.mmap(self._file.fileno(), LANES * 2 * _core.WITNESS_STRIDE, offset=geometry.witness_offset)
+            # From the next border that the system can map at; and through Python's own file, whose descriptors are
+            # not the system's on Windows.
+            self._skip = self._offset % mmap.ALLOCATIONGRANULARITY
+            with open(path, "r+b", buffering=0) as file:
+                if not os.path.samestat(os.fstat(file.fileno()), os.stat(path, follow_symlinks=False)):
+                    raise PoolFormatError(f"{path} was replaced meanwhile.")
+                self._map = mmap.mmap(
+                    file.fileno(), self._skip + LANES * 2 * _core.WITNESS_STRIDE, offset=self._offset - self._skip
+                )
         except BaseException:
             self.close()
             raise
@@ -93,16 +101,16 @@ class Witness:
             try:
                 _core.reserve(self._file.fileno(), self._offset + _place(lane, side), NONCE_NBYTES)
             except OSError as error:
-                raise space_error(error.errno or 0, self._file.fileno(), _core.PAGE_NBYTES) from None
+                raise space_error(error.errno or 0, self._file, _core.PAGE_NBYTES) from None
 
     def write(self, lane: int, side: Side, nonce: bytes) -> None:
         """Store a nonce through the mapping, in the page of one's own side."""
-        start = _place(lane, side)
+        start = self._skip + _place(lane, side)
         self._mapped[start : start + NONCE_NBYTES] = nonce
 
     def read(self, lane: int, side: Side) -> bytes:
         """Load what the mapping shows in the page of a side."""
-        start = _place(lane, side)
+        start = self._skip + _place(lane, side)
         return self._mapped[start : start + NONCE_NBYTES]
 
     def lock(self, lane: int, side: Side) -> bool:

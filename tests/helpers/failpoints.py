@@ -8,7 +8,6 @@ children through PYTHONPATH. Parent and survivors use the normal build: both hav
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -71,6 +70,8 @@ assert shmpool.__file__.startswith(os.environ["SHMPOOL_TEST_BUILD"]), shmpool.__
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
+    import fcntl
+
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -109,7 +110,9 @@ def _build(target: Path) -> None:
 
 @pytest.fixture(scope="session")
 def failpoint_build() -> FailpointBuild:
-    """The package compiled with failpoints; made on first use."""
+    """The package compiled with failpoints; made on first use, or before (tests/wine)."""
+    if made := os.environ.get("SHMPOOL_TEST_FAILPOINTS"):
+        return FailpointBuild(Path(made))
     with _alone():
         target = CACHE / _stamp()
         if not target.is_dir():

@@ -17,18 +17,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
+import queue
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
-__all__ = ["DEADLINE", "Child", "ChildFailedError", "Children", "all_started", "eventually"]
+__all__ = ["DEADLINE", "KILLED", "Child", "ChildFailedError", "Children", "all_started", "eventually"]
+
+WINDOWS = sys.platform == "win32"
+# The return code of a child that was killed.
+KILLED = 1 if WINDOWS else -9
 
 # Generous: a loaded machine is slow, and a deadline is only there to turn a hang into a failure.
 DEADLINE = 60.0
@@ -67,23 +71,56 @@ def eventually(condition: Callable[[], bool], what: str, timeout: float = DEADLI
         time.sleep(0.002)
 
 
+class _Stream:
+    """What comes out of a pipe. A thread reads: pipes of Windows cannot be waited for otherwise."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        self._pieces: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.text = b""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                piece = os.read(self._pipe.fileno(), 65536)
+            except (OSError, ValueError):
+                piece = b""
+            self._pieces.put(piece)
+            if not piece:
+                return
+
+    def more(self, timeout: float) -> bool:
+        """Wait for more text; False at the end. Raises queue.Empty when nothing comes in time."""
+        piece = self._pieces.get(timeout=max(0.0, timeout))
+        self.text += piece
+        return bool(piece)
+
+    def close(self) -> None:
+        """After the end of the child."""
+        self._thread.join(5)
+        self._pipe.close()
+
+
 class Child:
     """One running child. Made by :class:`Children`."""
 
     def __init__(
         self, text: str, args: tuple[object, ...], env: Mapping[str, str], prefix: tuple[str, ...], prelude: bool
     ) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 closed with the child
-        self._buffer = b""
         self._popen = subprocess.Popen(
             [*prefix, sys.executable, "-c", (_PRELUDE if prelude else "") + text, *map(str, args)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
+            stderr=subprocess.PIPE,
             env={**os.environ, **env},
             bufsize=0,
             start_new_session=True,
         )
+        assert self._popen.stdout is not None
+        assert self._popen.stderr is not None
+        self._output, self._errors = _Stream(self._popen.stdout), _Stream(self._popen.stderr)
         _started.add(self)
 
     def __repr__(self) -> str:
@@ -101,8 +138,10 @@ class Child:
 
     def stderr(self) -> str:
         """What it has written to stderr so far."""
-        size = os.fstat(self._errors.fileno()).st_size
-        return os.pread(self._errors.fileno(), min(size, 1 << 20), 0).decode(errors="replace")
+        with contextlib.suppress(queue.Empty):
+            while self._errors.more(0.1 if self.is_running else 1.0):
+                pass
+        return self._errors.text.decode(errors="replace")
 
     def say(self, value: object) -> None:
         """Send one value to the child's ``hear()``."""
@@ -111,18 +150,14 @@ class Child:
 
     def hear(self, timeout: float = DEADLINE) -> Any:
         """The next value the child says."""
-        assert self._popen.stdout is not None
-        fd = self._popen.stdout.fileno()
         deadline = time.monotonic() + timeout
-        while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([fd], [], [], left)[0]:
-                raise ChildFailedError(f"{self} said nothing for {timeout:g} s.\n{self.stderr()}")
-            piece = os.read(fd, 65536)
-            if not piece:
-                raise ChildFailedError(f"{self} ended with {self.wait(5)} unheard.\n{self.stderr()}")
-            self._buffer += piece
-        line, _, self._buffer = self._buffer.partition(b"\n")
+        while b"\n" not in self._output.text:
+            try:
+                if not self._output.more(deadline - time.monotonic()):
+                    raise ChildFailedError(f"{self} ended with {self.wait(5)} unheard.\n{self.stderr()}")
+            except queue.Empty:
+                raise ChildFailedError(f"{self} said nothing for {timeout:g} s.\n{self.stderr()}") from None
+        line, _, self._output.text = self._output.text.partition(b"\n")
         return json.loads(line)
 
     def ask(self, value: object, timeout: float = DEADLINE) -> Any:
@@ -148,9 +183,18 @@ class Child:
         self._popen.send_signal(number)
 
     def stop(self) -> None:
-        """SIGSTOP, and wait until it stands."""
+        """SIGSTOP (on Windows its like), and wait until it stands."""
+        if WINDOWS:
+            self._nt("NtSuspendProcess")
+            return
         self.signal(signal.SIGSTOP)
         self.wait_stopped()
+
+    def _nt(self, function: str) -> None:
+        import ctypes
+
+        status = getattr(ctypes.WinDLL("ntdll"), function)(ctypes.c_void_p(int(self._popen._handle)))
+        assert status == 0, f"{function}: {status & 0xFFFFFFFF:#x}"
 
     def wait_stopped(self, timeout: float = DEADLINE) -> None:
         """Wait until it is stopped, by whomever."""
@@ -160,6 +204,9 @@ class Child:
 
     def resume(self) -> None:
         """SIGCONT."""
+        if WINDOWS:
+            self._nt("NtResumeProcess")
+            return
         self.signal(signal.SIGCONT)
 
     def state(self) -> str:
@@ -177,14 +224,17 @@ class Child:
 
     def end(self) -> None:
         """Kill it and all of its process group, reap it, close the pipes. Twice is harmless."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        if not WINDOWS:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         if self._popen.returncode is None:
             self._popen.kill()
             self._popen.wait(DEADLINE)
-        for pipe in (self._popen.stdin, self._popen.stdout, self._errors):
-            if pipe is not None:
-                pipe.close()
+        if self._popen.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._popen.stdin.close()
+        self._output.close()
+        self._errors.close()
 
 
 class Children:

@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -51,7 +50,7 @@ ARRAYS = [
     np.asfortranarray(np.arange(2000.0).reshape(40, 50)),
     np.arange(4000)[::2],
     np.zeros(3, [("field" + str(n), "f8") for n in range(60)]),
-    np.arange(600, dtype="c16").reshape(20, 30),
+    np.arange(1200, dtype="f8").view("c16").reshape(20, 30),
 ]
 
 
@@ -519,6 +518,8 @@ def test_fork_poisons_and_reattach_heals(small_pool: shmpool.Pool) -> None:
 
 
 def test_an_idle_receiver_uses_no_cpu(small_pool: shmpool.Pool) -> None:
+    import resource
+
     with Channel.open("c", small_pool) as channel:
         before = resource.getrusage(resource.RUSAGE_THREAD)
         with pytest.raises(shmpool.ChannelEmptyError):

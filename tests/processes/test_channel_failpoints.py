@@ -11,7 +11,6 @@ that no scenario passes is a failure.
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ import pytest
 from helpers.failpoints import CHECK_BUILD, FailpointBuild, channel_labels
 from helpers.places import Places
 from helpers.pools import check_all_free, check_progress, check_stamped, small, stamped
-from helpers.processes import Child, ChildFailedError, Children
+from helpers.processes import KILLED, Child, ChildFailedError, Children
 
 import shmpool
 
@@ -120,7 +119,7 @@ class Stage:
             try:
                 said = victim.hear()
             except ChildFailedError:
-                assert victim.wait() == -signal.SIGKILL, victim.stderr()
+                assert victim.wait() == KILLED, victim.stderr()
                 return
             if said == "done":
                 self.finished = True
@@ -252,7 +251,7 @@ def cleaner(stage: Stage) -> None:
         ]
         for child in dead:
             child.say("go")
-            assert child.wait() == -signal.SIGKILL, child.stderr()
+            assert child.wait() == KILLED, child.stderr()
         victim.say("go")
         stage.follow(victim)
         with shmpool.Channel.attach("c", stage.pool, role="recv") as receiver:

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 
 import pytest
 from helpers.failpoints import CHECK_BUILD, FailpointBuild, failpoint_labels
 from helpers.pools import check_progress, small
-from helpers.processes import Children
+from helpers.processes import KILLED, Children
 
 import shmpool
 
@@ -75,7 +74,7 @@ say("done")
     assert children.start(remover, pool_path).hear() == "done"
     for child in openers:
         assert child.is_running, child.stderr()
-        assert child.kill() == -signal.SIGKILL
+        assert child.kill() == KILLED
     with small(pool_path) as pool:
         check_progress(pool)
 
@@ -101,7 +100,7 @@ def test_killed_opener(label: str, pool_path: Path, children: Children, failpoin
     ]
     for child in others:
         assert child.hear() == "here"
-    assert opener.kill() == -signal.SIGKILL
+    assert opener.kill() == KILLED
     answers = [child.hear() for child in others]
     assert answers[0] == answers[1]
     with small(pool_path) as pool:

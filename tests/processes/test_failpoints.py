@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ import pytest
 from helpers.failpoints import CHECK_BUILD, FailpointBuild, failpoint_labels
 from helpers.places import Places
 from helpers.pools import REGIONS, check_progress, check_stamped, small, stamped
-from helpers.processes import Child, Children, eventually
+from helpers.processes import KILLED, Child, Children, eventually
 from helpers.scenarios import LEAVER, SCENARIOS, Scenario
 from numpy.typing import NDArray
 
@@ -177,7 +176,7 @@ def kill_at(label: str, scenario: Scenario, path: Path, build: FailpointBuild) -
             assert stage.pool is not None
             stage.hold(stage.pool.put(stamped(WITNESS), "output"), WITNESS)
         stage.victim.say(orders(stage))
-        assert stage.victim.wait() == -signal.SIGKILL, stage.victim.stderr()
+        assert stage.victim.wait() == KILLED, stage.victim.stderr()
         if stage.waiter is not None:
             stage.waiter.join(30)
             assert stage.waited == ["served"]

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 from helpers.pools import check_progress, check_stamped, stamped
-from helpers.processes import Children
+from helpers.processes import KILLED, Children
 
 import shmpool
 
@@ -137,7 +135,7 @@ os.waitpid(pid, 0)
     place = shmpool.ClientId(*parent.hear())
     assert parent.hear() == "child is here"
     assert small_pool.is_alive(place)
-    assert parent.kill() == -signal.SIGKILL
+    assert parent.kill() == KILLED
     assert not small_pool.is_alive(place)
     for _ in range(2):
         small_pool.put(stamped(1), "output", 0)

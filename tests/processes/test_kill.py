@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.pools import check_all_free, check_progress, check_stamped, small, stamped
-from helpers.processes import Children, eventually
+from helpers.processes import KILLED, Children, eventually
 
 import shmpool
 
@@ -65,7 +65,7 @@ def test_next_claim_finds_the_slots_of_a_killed_holder(how: str, small_pool: shm
     assert caught.value.holders
     assert all(item.alive and item.pid == holder.pid for item in caught.value.holders)
 
-    assert holder.kill() == -signal.SIGKILL
+    assert holder.kill() == KILLED
     handles = [small_pool.put(stamped(k), "output", 0) for k in range(2)]
     for k, handle in enumerate(handles):
         check_stamped(small_pool.get(handle), k)

@@ -15,6 +15,7 @@ import mmap
 import os
 import platform
 import resource
+import struct
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,7 +27,6 @@ from .. import _core
 from ..mounts import find_incoherent
 from ..space import mount_of
 from .finding import Finding, Place
-from .peek import FLOCK
 from .render import size
 
 __all__ = ["check_copy", "check_features", "check_filesystem", "check_huge_pages", "check_memory", "check_space"]
@@ -39,6 +39,10 @@ _DOCKER_SHM_NBYTES = 64 * 2**20
 _COPY_NBYTES = 64 * 2**20
 _MADV_POPULATE_WRITE = 23
 _SYS_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "loongarch64": 98, "ppc64le": 221, "s390x": 238}
+
+
+# struct flock of fcntl(2): type, whence, start, length, pid
+FLOCK = struct.Struct("@hhqqi0q")
 
 
 def check_filesystem(place: Place) -> Iterator[Finding]:

@@ -3,17 +3,16 @@
 
 An attached client changes what it looks at: it takes a client entry, keeps the pool "in use", and, when it is the
 first to come, frees what the dead left, which is just what somebody wants to see after a crash. So the inspection
-commands read the tables with ``pread`` (docs/format.md has the offsets) and ask the kernel with ``F_OFD_GETLK`` who is
-alive. They write nothing, lock nothing and map nothing: a file that is truncated meanwhile is an error, not a SIGBUS.
+commands read the tables as a file (docs/format.md has the offsets) and ask the kernel who is alive (on
+Windows, which has no such question, by trying the locks for a moment). They write nothing, hold nothing and map
+nothing: a file that is truncated meanwhile is an error, not a SIGBUS.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from .peek_channels import read_channels
 if TYPE_CHECKING:
     from .._core import Geometry, _RawClient, _RawSlot
 
-__all__ = ["FLOCK", "Look", "Lookout", "is_locked", "is_opening", "look"]
+__all__ = ["Look", "Lookout", "is_opening", "look"]
 
 # docs/format.md, format 1. Another format never comes this far: header_check refuses it.
 _SLOT_NBYTES = 1024
@@ -44,25 +43,15 @@ _EPOCH_OFFSET = 128
 
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
-# struct flock of fcntl(2): type, whence, start, length, pid
-FLOCK = struct.Struct("@hhqqi0q")
 
 _HOLE = "there is no pool at {}."
 _HINT = "Pool.open() creates one; or compare SHMPOOL_PATH in both processes"
 
 
-def is_locked(fd: int, byte: int, *, exclusively: bool) -> bool:
-    """Whether somebody holds a byte of the lock file: exclusively, or in any way. Asks only; takes nothing."""
-    wanted = fcntl.F_RDLCK if exclusively else fcntl.F_WRLCK
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, FLOCK.pack(wanted, os.SEEK_SET, byte, 1, 0))
-    return bool(FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
-
-
 @contextmanager
-def _reading(path: Path) -> Iterator[int]:
+def _reading(path: Path) -> Iterator[_core.Descriptor]:
     try:
-        # O_NONBLOCK: a FIFO at this path is refused below instead of waited for.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = _core.open_file(os.fsencode(path), _core.OPEN_READ)
     except (FileNotFoundError, NotADirectoryError):
         raise PoolNotFoundError(_HOLE.format(path), hint=_HINT) from None
     except OSError as error:
@@ -70,12 +59,14 @@ def _reading(path: Path) -> Iterator[int]:
             raise PoolPermissionError(f"{path} is a symbolic link, which a pool does not follow.") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.ENXIO):
             raise PoolPermissionError(f"{path} cannot be opened: {error.strerror}.") from None
+        if error.errno == errno.EBUSY:
+            raise PoolBusyError(f"{path} is opened by somebody who does not share it, or is being removed.") from None
         raise
     try:
-        check_owner(fd, path)
-        yield fd
+        check_owner(file, path)
+        yield file
     finally:
-        os.close(fd)
+        file.close()
 
 
 @dataclass(frozen=True)
@@ -129,9 +120,9 @@ class Lookout:
     """The tables of one pool, read once. Offers what `take_stat` asks of a core."""
 
     def __init__(self, path: Path) -> None:
-        with _reading(path) as fd:
-            page = os.pread(fd, _core.PAGE_NBYTES, 0)
-            size = os.fstat(fd).st_size
+        with _reading(path) as file:
+            page = file.read(_core.PAGE_NBYTES, 0)
+            size = file.size()
             verdict, geometry, uuid, version, stamp = _core.header_check(page, size)
             if size == 0 or verdict == "creating":
                 raise PoolBusyError(
@@ -143,26 +134,26 @@ class Lookout:
                 raise refuse(verdict, path, page, size, version, stamp)
             self.uuid: bytes = uuid
             self.geometry: Geometry = geometry
-            self._read_tables(fd, path)
-            # Users hold byte 0 of the pool file too: it outlives a lock file that somebody has removed. Asked on both
+            self._read_tables(file, path)
+            # Users hold a byte of the pool file too: it outlives a lock file that somebody has removed. Asked on both
             # sides of the other question, so that one who is just leaving is not mistaken for such a user.
-            locked = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
+            locked = file.is_locked(_core.LOCK_BYTE_POOL, exclusively=False)
             used = self._ask_locks(lock_path(path))
-            locked = locked and is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
+            locked = locked and file.is_locked(_core.LOCK_BYTE_POOL, exclusively=False)
         self.lock_lost: bool = locked and not used
         self.in_use: bool = used or locked
         (self.epoch,) = _U64.unpack_from(page, _EPOCH_OFFSET)
         (created_ns,) = _U64.unpack_from(page, _CREATED_OFFSET)
         self.created: float = created_ns / 1e9
 
-    def _read_tables(self, fd: int, path: Path) -> None:
+    def _read_tables(self, file: _core.Descriptor, path: Path) -> None:
         n_slots, n_clients = self.geometry.n_slots, self.geometry.max_clients
         clients_at = _SLOT_TABLE_OFFSET + n_slots * _SLOT_NBYTES
         pins_at = clients_at + n_clients * _CLIENT_NBYTES
         stride = (n_clients * 4 + 63) // 64 * 64
 
         def read(nbytes: int, offset: int) -> bytes:
-            data = os.pread(fd, nbytes, offset)
+            data = file.read(nbytes, offset)
             if len(data) < nbytes:
                 raise PoolCorruptedError(f"{path} became shorter while it was read.")
             return data
@@ -173,20 +164,20 @@ class Lookout:
         self._high = min(high, n_clients)
         self._clients = read(self._high * _CLIENT_NBYTES, clients_at)
         self._rows = [read(self._high * 4, pins_at + slot * stride) for slot in range(n_slots)]
-        self._now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._now = _core.monotonic_ns()
 
     def _ask_locks(self, lock_file: Path) -> bool:
         """Who is alive, and whether anybody is attached, by the lock file."""
         self.opening = False
         self._alive: frozenset[int] = frozenset()
         try:
-            with _reading(lock_file) as fd:
-                used = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=False)
-                self.opening = is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=True)
+            with _reading(lock_file) as file:
+                used = file.is_locked(_core.LOCK_BYTE_LIFE, exclusively=False)
+                self.opening = file.is_locked(_core.LOCK_BYTE_LIFE, exclusively=True)
                 self._alive = frozenset(
                     index
                     for index in range(self._high)
-                    if is_locked(fd, _core.LOCK_BYTE_CLIENTS + index, exclusively=True)
+                    if file.is_locked(_core.LOCK_BYTE_CLIENTS + index, exclusively=True)
                 )
         except PoolNotFoundError:
             return False
@@ -239,8 +230,8 @@ class Lookout:
 def is_opening(lock_file: Path) -> bool:
     """Whether a process is alone at this moment: creating, recovering or removing the pool."""
     try:
-        with _reading(lock_file) as fd:
-            return is_locked(fd, _core.LOCK_BYTE_LIFE, exclusively=True)
+        with _reading(lock_file) as file:
+            return file.is_locked(_core.LOCK_BYTE_LIFE, exclusively=True)
     except PoolNotFoundError:
         return False
 

@@ -30,7 +30,16 @@
 #define SHMPOOL_COPY_X86_WIDE 0
 #endif
 
-#if defined(__GNUC__) && !defined(_WIN32)
+#if defined(_WIN32)
+#define SHMPOOL_COPY_THREADS 1
+#ifndef WIN32_LEAN_AND_MEAN
+#define WIN32_LEAN_AND_MEAN
+#endif
+#ifndef NOMINMAX
+#define NOMINMAX
+#endif
+#include <windows.h>
+#elif defined(__GNUC__)
 #define SHMPOOL_COPY_THREADS 1
 #include <pthread.h>
 #include <sched.h>
@@ -201,7 +210,12 @@ struct shmpool_copy_work {
 static inline void shmpool_copy_share(struct shmpool_copy_work *work) {
     for (;;) {
         /* Relaxed is enough: only the claim has to be unique, and joining orders the data. */
+#if defined(_WIN32)
+        const size_t at = (size_t)InterlockedExchangeAdd64((volatile LONG64 *)&work->claimed,
+                                                           (LONG64)SHMPOOL_COPY_CHUNK);
+#else
         const size_t at = __atomic_fetch_add(&work->claimed, SHMPOOL_COPY_CHUNK, __ATOMIC_RELAXED);
+#endif
         if (at >= work->nbytes) {
             return;
         }
@@ -211,6 +225,35 @@ static inline void shmpool_copy_share(struct shmpool_copy_work *work) {
     }
 }
 
+#if defined(_WIN32)
+static DWORD WINAPI shmpool_copy_helper(void *arg) {
+    shmpool_copy_share((struct shmpool_copy_work *)arg);
+    return 0;
+}
+
+static inline int shmpool_copy_count_cpus(void) {
+    DWORD_PTR usable = 0, all = 0;
+    int n = 0;
+    if (GetProcessAffinityMask(GetCurrentProcess(), &usable, &all))
+        for (; usable != 0; usable &= usable - 1)
+            n++;
+    return n > 0 && n < SHMPOOL_COPY_MAX_THREADS ? n : SHMPOOL_COPY_MAX_THREADS;
+}
+
+static inline void shmpool_copy_threaded(struct shmpool_copy_work *work, int n_threads) {
+    HANDLE helpers[SHMPOOL_COPY_MAX_THREADS];
+    int started = 0;
+    while (started < n_threads - 1 &&
+           (helpers[started] = CreateThread(NULL, 1 << 16, shmpool_copy_helper, work, 0, NULL)) !=
+               NULL)
+        started++;
+    shmpool_copy_share(work);
+    while (started > 0) {
+        (void)WaitForSingleObject(helpers[--started], INFINITE);
+        (void)CloseHandle(helpers[started]);
+    }
+}
+#else
 static inline void *shmpool_copy_helper(void *arg) {
     struct shmpool_copy_work *work = (struct shmpool_copy_work *)arg;
 #if SHMPOOL_COPY_PLACEMENT
@@ -285,6 +328,7 @@ static inline void shmpool_copy_threaded(struct shmpool_copy_work *work, int n_t
         (void)pthread_join(helpers[--started], NULL);
     }
 }
+#endif /* _WIN32 */
 #endif /* SHMPOOL_COPY_THREADS */
 
 static inline void shmpool_copy_bulk(unsigned char *dst, const unsigned char *src, size_t nbytes,

@@ -258,9 +258,15 @@ typedef struct {
     shmpool_client_t *clients;
     uint8_t *pins;
     shmpool_channel_t *channels;
-    uint32_t me;    /* my client index */
-    uint64_t nonce; /* what my client entry must say for as long as I am believed to be alive */
+    uint32_t me;       /* my client index */
+    uint64_t nonce;    /* what my client entry must say for as long as I am believed to be alive */
+    uint64_t wake_key; /* of this pool among all; the same in all of its processes */
 } shmpool_t;
+
+/* By which processes find the sleepers of a word where the system does not know them by address. */
+static inline uint64_t shmpool_wake_key(const shmpool_t *p, const uint32_t *word) {
+    return p->wake_key + (uint64_t)((const uint8_t *)word - p->base);
+}
 
 static inline uint32_t shmpool_fnv(uint32_t hash, uint64_t value) {
     for (int i = 0; i < 8; i++) {

@@ -14,12 +14,92 @@
 #include "linux_wait.h"
 
 #ifndef F_OFD_SETLK
+#define F_OFD_GETLK 36
 #define F_OFD_SETLK 37
 #endif
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
 #define MADV_POPULATE_WRITE 23
 #endif
+
+/* Filling page tables with one call is faster than faulting from this size on
+ * (docs/performance-notes.md). */
+#define SHMPOOL_OS_POPULATE_MIN ((uint64_t)256 << 10)
+
+/* What a new pool file needs memory for at once: the rest is reserved claim by claim. */
+static inline uint64_t shmpool_os_first_reservation(uint64_t table_nbytes, uint64_t file_nbytes) {
+    (void)file_nbytes;
+    return table_nbytes;
+}
+
+static inline int shmpool_os_open(const char *path, int how) {
+    /* O_NONBLOCK: a FIFO that somebody only wants to look at is refused later, not waited for */
+    int flags =
+        O_CLOEXEC | O_NOFOLLOW | (how == SHMPOOL_OPEN_READ ? O_RDONLY | O_NONBLOCK : O_RDWR);
+    for (;;) {
+        int fd = open(path, flags | (how == SHMPOOL_OPEN_CREATE ? O_CREAT : 0), 0600);
+        if (fd >= 0)
+            return fd;
+        if (errno != EINTR)
+            return -errno;
+    }
+}
+
+static inline int shmpool_os_access(int fd) {
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return -errno;
+    return !S_ISREG(st.st_mode)      ? SHMPOOL_ACCESS_NO_FILE
+           : st.st_uid != geteuid()  ? SHMPOOL_ACCESS_FOREIGN
+           : (st.st_mode & 077) != 0 ? SHMPOOL_ACCESS_OPEN
+                                     : SHMPOOL_ACCESS_PRIVATE;
+}
+
+/* Unlink a file that was opened with SHMPOOL_OPEN_REMOVE. */
+static inline int shmpool_os_remove(int fd, const char *path) {
+    (void)fd;
+    return unlink(path) == 0 ? 0 : -errno;
+}
+
+/* Bytes read, fewer only at the end of the file. */
+static inline int64_t shmpool_os_read(int fd, void *data, uint64_t nbytes, uint64_t offset) {
+    uint64_t done = 0;
+    while (done < nbytes) {
+        ssize_t n = pread(fd, (char *)data + done, (size_t)(nbytes - done), (off_t)(offset + done));
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n == 0)
+            break;
+        if (n > 0)
+            done += (uint64_t)n;
+    }
+    return (int64_t)done;
+}
+
+static inline int shmpool_os_write(int fd, const void *data, uint64_t nbytes, uint64_t offset) {
+    uint64_t done = 0;
+    while (done < nbytes) {
+        ssize_t n =
+            pwrite(fd, (const char *)data + done, (size_t)(nbytes - done), (off_t)(offset + done));
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        if (n > 0)
+            done += (uint64_t)n;
+    }
+    return 0;
+}
+
+static inline int shmpool_os_resize(int fd, uint64_t nbytes) {
+    while (ftruncate(fd, (off_t)nbytes) != 0)
+        if (errno != EINTR)
+            return -errno;
+    return 0;
+}
+
+static inline int64_t shmpool_os_size(int fd) {
+    struct stat st;
+    return fstat(fd, &st) == 0 ? (int64_t)st.st_size : -errno;
+}
 
 /* Lock, convert or unlock one byte of an open file description, without waiting. A byte of one's
  * own never conflicts: callers keep their own bytes apart. */
@@ -39,6 +119,21 @@ static inline int shmpool_os_lock(int fd, int64_t byte, int mode) {
         if (errno != EINTR)
             return -errno;
     }
+}
+
+/* From exclusive to shared, with no moment in between. */
+static inline int shmpool_os_downgrade(int fd, int64_t byte) {
+    return shmpool_os_lock(fd, byte, SHMPOOL_LOCK_SHARED);
+}
+
+/* 1 if somebody holds the byte, exclusively or in any way; asks only. */
+static inline int shmpool_os_is_locked(int fd, int64_t byte, int exclusively) {
+    struct flock lock = {0};
+    lock.l_type = exclusively ? F_RDLCK : F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    lock.l_start = byte;
+    lock.l_len = 1;
+    return fcntl(fd, F_OFD_GETLK, &lock) == 0 ? lock.l_type != F_UNLCK : -errno;
 }
 
 /* Back [offset, offset + nbytes) of the file with memory, or fail. On tmpfs the kernel takes a
@@ -183,15 +278,13 @@ static inline void shmpool_os_close(int fd, int64_t ticket, const shmpool_os_fil
 }
 
 /* A description of its own of a lock file, provided that the path still names that very file;
- * -ESTALE if not. Cleaners work through one: it shares no lock with the process's proof of life,
+ * -ENOENT if not. Cleaners work through one: it shares no lock with the process's proof of life,
  * other threads have their own, and closing it releases everything. */
 static inline int shmpool_os_open_again(const char *path, const shmpool_os_file_t *file) {
-    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0)
-        return errno == ENOENT ? -ESTALE : -errno;
-    if (!shmpool_os_names(fd, file)) {
+    int fd = shmpool_os_open(path, SHMPOOL_OPEN_WRITE);
+    if (fd >= 0 && !shmpool_os_names(fd, file)) {
         close(fd);
-        return -ESTALE;
+        return -ENOENT;
     }
     return fd;
 }

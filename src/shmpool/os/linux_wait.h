@@ -19,13 +19,16 @@ static inline uint64_t shmpool_os_monotonic_ns(void) {
 }
 
 /* Sleep until *word differs from `expected`, somebody wakes us, or the time is over. Returning
- * early is always allowed. The futex is not private: its key is the file's page. */
-static inline void shmpool_os_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns) {
+ * early is always allowed. The futex is not private: the kernel's key is the file's page. */
+static inline void shmpool_os_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns,
+                                   uint64_t key) {
+    (void)key;
     struct timespec t = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
     syscall(SYS_futex, word, FUTEX_WAIT, expected, &t, NULL, 0);
 }
 
-static inline void shmpool_os_wake(uint32_t *word) {
+static inline void shmpool_os_wake(uint32_t *word, uint64_t key) {
+    (void)key;
     syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
