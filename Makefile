@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 C_SOURCES := $(wildcard src/shmpool/core/*.h src/shmpool/os/*.h tests/c/*.c tests/c/*.h bench/c/*.c)
 
-.PHONY: help demo test test-c test-gpu bench-gpu test-9p lint fmt bench soak soak-mounts wheel clean
+.PHONY: help demo test test-c test-gpu bench-gpu test-9p test-wine lint fmt bench soak soak-mounts wheel clean
 
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ test-gpu: $(GPU_NEEDS)  ## on a machine with a GPU: the backends and the worker 
 
 bench-gpu: $(GPU_NEEDS)  ## on a machine with a GPU: measure, write docs/gpu.md
 	PYTHONPATH="$(GPU_PATH)$$PYTHONPATH" $(GPU_PYTHON) -m bench.gpu
+
+test-wine: $(VENV)/.dev-installed  ## shmpool on a Windows Python under wine, alone and beside Linux
+	SHMPOOL_TEST_WINE=1 $(BIN)/python -m pytest -p no:randomly tests/wine
 
 lint: $(VENV)/.dev-installed  ## ruff, mypy --strict, stubtest, cython-lint, clang-format, import contracts
 	$(BIN)/ruff check .

@@ -162,4 +162,5 @@ def _finish_all() -> None:
         backlog.finish()
 
 
-os.register_at_fork(after_in_child=_backlogs.clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_backlogs.clear)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -76,15 +77,15 @@ class Witness:
                 )
             self._offset = geometry.witness_offset
             self._lock = open_existing(lock_path(path))
-            # From the next border that the system can map at; and through Python's own file, whose descriptors are
-            # not the system's on Windows.
+            # From the last border that the system can map at.
             self._skip = self._offset % mmap.ALLOCATIONGRANULARITY
-            with open(path, "r+b", buffering=0) as file:
-                if not os.path.samestat(os.fstat(file.fileno()), os.stat(path, follow_symlinks=False)):
-                    raise PoolFormatError(f"{path} was replaced meanwhile.")
-                self._map = mmap.mmap(
-                    file.fileno(), self._skip + LANES * 2 * _core.WITNESS_STRIDE, offset=self._offset - self._skip
-                )
+            nbytes = self._skip + LANES * 2 * _core.WITNESS_STRIDE
+            if sys.platform == "win32":
+                # Python's mmap wants a descriptor of the C library. Nobody can replace the file while we have it.
+                with open(path, "r+b", buffering=0) as file:
+                    self._map = mmap.mmap(file.fileno(), nbytes, offset=self._offset - self._skip)
+            else:
+                self._map = mmap.mmap(self._file.fileno(), nbytes, offset=self._offset - self._skip)
         except BaseException:
             self.close()
             raise

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The Windows Python of the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from wine.windows_python import WindowsPython, missing
+
+
+@pytest.fixture(scope="session")
+def windows() -> Iterator[WindowsPython]:
+    """Python for Windows with `shmpool`, under wine."""
+    if lack := missing():
+        pytest.skip(lack)
+    python = WindowsPython()
+    yield python
+    python.close()
