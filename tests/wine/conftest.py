@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from wine.windows_python import WindowsPython, missing
+
+sys.path.append(str(Path(__file__).parent))
+
+from windows_python import WindowsPython, missing
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.pools import check_progress, small
-from wine.windows_python import WindowsPython, to_windows
+from windows_python import WindowsPython, to_windows
 
 import shmpool
 
