@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 C_SOURCES := $(wildcard src/shmpool/core/*.h src/shmpool/os/*.h tests/c/*.c tests/c/*.h bench/c/*.c)
 
-.PHONY: help demo test test-c test-gpu bench-gpu test-9p test-wine lint fmt bench soak soak-mounts wheel clean
+.PHONY: help demo test test-c test-sklearn test-gpu bench-gpu test-9p test-wine lint fmt bench soak soak-mounts wheel clean
 
 help:  ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: $(VENV)/.demo-installed  ## install, start a server, run a 500 MB PCA thro
 
 test: $(VENV)/.dev-installed  ## every test: Python, C under sanitizers, crashes, the model checker; JOBS=2: two at a time
 	$(BIN)/python -m pytest $(if $(JOBS),-n $(JOBS))
+
+test-sklearn: $(VENV)/.dev-installed  ## scikit-learn's own tests, plain and through the bridge, compared; writes docs/scikit-learn.md
+	$(BIN)/python tests/upstream/sklearn_suite.py
 
 test-c: $(VENV)/.dev-installed  ## only the C core, plain and under the sanitizers
 	$(BIN)/python -m pytest tests/c

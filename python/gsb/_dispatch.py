@@ -223,7 +223,7 @@ def _fit(
     goes_on = method == "partial_fit" and model is not None
     if model is None and (absent := _absence.reason()) is not None:
         return run_here(estimator, base, method, args, kwargs, absent)
-    if not settings["skip_parameter_validation"] and not goes_on:
+    if not settings["skip_parameter_validation"] and not goes_on and estimator._gsb_validates:
         estimator._validate_params()
     own = estimator.__dict__
     try:

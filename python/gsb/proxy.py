@@ -39,6 +39,8 @@ class ProxyMixin:
     _gsb_params: tuple[str, ...]
     # Parameters on whose value it depends whether a call can be sent.
     _gsb_watched: tuple[str, ...]
+    # Whether it declares what its parameters may be.
+    _gsb_validates: bool
     # Whether it hands metadata on to scorers, splitters or other estimators.
     _gsb_routes: bool
     # Everything that the constructor sets: some set more than their parameters.
@@ -149,6 +151,7 @@ def make_proxy(base: type[BaseEstimator], path: str) -> type[BaseEstimator]:
         "_gsb_params": params,
         "_gsb_init": frozenset(params) | _set_by_constructor(base),
         "_gsb_watched": tuple(name for name in _WATCHED if name in params),
+        "_gsb_validates": hasattr(base, "_parameter_constraints"),
         "_gsb_routes": getattr(base, "get_metadata_routing", None) is not _MetadataRequester.get_metadata_routing,
     }
     for method in sorted(METHODS):

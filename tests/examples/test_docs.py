@@ -22,12 +22,13 @@ def anchor(title: str) -> str:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    anchors = {anchor(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#")}
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in anchors, target
-        else:
-            assert (ROOT / "docs" / target).exists(), target
+        name, _, fragment = target.partition("#")
+        path = ROOT / "docs" / (name or page)
+        assert path.exists(), target
+        if fragment:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            assert fragment in {anchor(line.lstrip("# ")) for line in lines if line.startswith("#")}, target
 
 
 @pytest.mark.parametrize("page", PAGES)
