@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gsb._client import Client
 from gsb._testing import expected
+from gsb.cli.private_server import PrivateServer
 
 SUITE = """
 import numpy as np
@@ -134,13 +136,17 @@ def test_a_strict_entry_that_passes_fails_the_run(run_suite: Any, suite: Path, e
     assert "[XPASS(strict)] strict" in run.output
 
 
-def test_a_server_that_runs_is_used(run_suite: Any, suite: Path, shared_server: Any) -> None:
-    env = {"GSB_TOKEN": shared_server.token}
-    run = run_suite("--gsb-server", shared_server.url, f"{suite}::test_sent", env=env)
-    assert run.status == 0, run
-    assert run.stats["server"] == shared_server.url
-    assert run.stats["calls_sent"] == 2
-    assert shared_server.process.poll() is None
+def test_a_server_that_runs_is_used(run_suite: Any, suite: Path) -> None:
+    server = PrivateServer("--slot-size", "1M")
+    try:
+        run = run_suite("--gsb-server", server.url, f"{suite}::test_sent", env={"GSB_TOKEN": server.token})
+        assert run.status == 0, run
+        assert run.stats["server"] == server.url
+        assert run.stats["calls_sent"] == 2
+        # It goes on afterwards.
+        assert Client(server.url, server.token).status()["status"] == "ok"
+    finally:
+        server.stop()
 
 
 def test_no_server_is_said_before_anything_runs(run_suite: Any, suite: Path) -> None:
