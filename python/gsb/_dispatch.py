@@ -48,6 +48,8 @@ Method = Callable[..., Any]
 # Methods whose first argument is data of the fitted features, so that its feature names are checked.
 _CHECKS_NAMES: Final = METHODS - FIT_METHODS - {"inverse_transform"}
 
+_BY_HAND: Final = "a fitted attribute was written to in this process"
+
 # Settings of scikit-learn that change what is computed, rather than how it is shown.
 _FORWARDED: Final = {
     "assume_finite": False,
@@ -109,6 +111,8 @@ def dispatch(estimator: Any, base: Method, method: str, args: tuple[Any, ...], k
     if fits:
         return _fit(estimator, model, base, method, args, kwargs, settings, started)
     assert model is not None
+    if model.changed_by_hand():
+        return run_here(estimator, base, method, args, kwargs, _BY_HAND)
     return _use(estimator, model, base, method, args, kwargs, settings, started)
 
 
@@ -218,6 +222,8 @@ def _fit(
     started: float,
 ) -> Any:
     continues = _continues(estimator, method)
+    if model is not None and continues and model.changed_by_hand():
+        return run_here(estimator, base, method, args, kwargs, _BY_HAND)
     if model is None and continues and estimator.__sklearn_is_fitted__():
         return run_here(estimator, base, method, args, kwargs, "it goes on from a state in this process")
     goes_on = method == "partial_fit" and model is not None

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from gsb._client import Answer, Client, Summary
@@ -37,6 +40,8 @@ class RemoteModel:
         self._missing: frozenset[str] = frozenset()
         self._opaque: frozenset[str] = frozenset()
         self._twin: Any = None
+        # Arrays that the user has seen, and their content then: the user may write to them.
+        self._seen: dict[str, tuple[np.ndarray[Any, Any], int]] = {}
         self.update(answer.summary)
 
     def update(self, summary: Summary) -> None:
@@ -46,6 +51,7 @@ class RemoteModel:
         self._missing = (summary.large | summary.opaque) - kept
         self._opaque = summary.opaque - kept
         self._twin = None
+        self._seen = {}
 
     def __del__(self) -> None:
         if getattr(self, "_pid", None) == os.getpid():
@@ -64,6 +70,16 @@ class RemoteModel:
 
     def attr(self, name: str) -> Any:
         """Give a fitted attribute, asking the server if need be. KeyError if there is none of that name."""
+        value = self._find(name)
+        if type(value) is np.ndarray and name not in self._seen and not value.dtype.hasobject:
+            self._seen[name] = (value, _digest(value))
+        return value
+
+    def changed_by_hand(self) -> bool:
+        """Tell whether the user has written to an array that `attr` gave, so that the server's is another one."""
+        return any(_digest(array) != digest for array, digest in list(self._seen.values()))
+
+    def _find(self, name: str) -> Any:
         try:
             return self._attrs[name]
         except KeyError:
@@ -100,3 +116,12 @@ class RemoteModel:
                     self._attrs[name] = found[name]
                 self._missing = self._opaque = frozenset()
             return dict(self._attrs)
+
+
+def _digest(array: np.ndarray[Any, Any]) -> int:
+    data: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8) if array.nbytes else b""
+    try:
+        from shmpool import checksum
+    except ImportError:  # a client without the extension
+        return zlib.crc32(data)
+    return checksum(data)

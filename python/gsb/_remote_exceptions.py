@@ -36,6 +36,9 @@ _BEFORE: Final = "_gsb_said_before"
 def _find(name: str) -> type | None:
     module, _, attribute = name.rpartition(".")
     if module not in _MODULES:
+        # A class that is defined in a private module is public in the package above.
+        module = module.partition("._")[0]
+    if module not in _MODULES:
         return None
     source = builtins if module == "builtins" else importlib.import_module(module)
     found = getattr(source, attribute, None)

@@ -178,7 +178,8 @@ def _wrap(base: type[BaseEstimator], method: str) -> Any:
             break
     else:
         return None
-    if found in _LOCAL_SCORE:
+    if found in _LOCAL_SCORE or isinstance(found, property):
+        # Some estimators say by a property that they do not have the method of their base class.
         return None
     if isinstance(found, _AvailableIfDescriptor):
         return available_if(found.check)(_remote(found.fn, method))

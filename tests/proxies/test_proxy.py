@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import sklearn
 from gsb._client import Client
+from gsb._remote_exceptions import warning_class
 from gsb.cluster import DBSCAN, KMeans
 from gsb.decomposition import PCA, TruncatedSVD
 from gsb.ensemble import RandomForestClassifier
@@ -29,6 +30,7 @@ from gsb.preprocessing import MinMaxScaler, StandardScaler
 from gsb.protocol.registry import estimator_paths, is_composition, resolve
 from gsb.svm import SVC
 from helpers.estimators import usual_proxies
+from scipy.linalg import LinAlgWarning
 from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import ConvergenceWarning, InconsistentVersionWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -565,3 +567,17 @@ def test_forgotten_models_go(client: Client) -> None:
 
 def test_estimators_are_scikit_learns() -> None:
     assert isinstance(PCA(), BaseEstimator)
+
+
+def test_an_attribute_written_to_counts() -> None:
+    estimator = LogisticRegression().fit(X, y)
+    estimator.predict(X)
+    estimator.coef_[:] = 0
+    estimator.intercept_[:] = 1
+    assert (estimator.predict(X) == 1).all()
+    assert estimator.gsb_report_.reason == "a fitted attribute was written to in this process"
+
+
+def test_warnings_of_private_modules_keep_their_class() -> None:
+    assert warning_class("scipy.linalg._misc.LinAlgWarning") is LinAlgWarning
+    assert warning_class("os._private.Anything") is UserWarning
