@@ -67,7 +67,11 @@ def test_a_full_output_region_is_waited_for_and_then_refused(make_bench: Any) ->
 def test_estimator_errors_keep_class_and_text(trial: Any) -> None:
     with pytest.raises(EstimatorRaisedError) as caught:
         trial.run("raise", "ValueError", "no such thing: ä")
-    assert caught.value.description == {"type": "builtins.ValueError", "message": "no such thing: ä"}
+    assert caught.value.description == {
+        "type": "builtins.ValueError",
+        "message": "no such thing: ä",
+        "args": ["no such thing: ä"],
+    }
     with pytest.raises(EstimatorRaisedError) as caught:
         trial.backend.run(trial.sklearn("decomposition.PCA", "fit", np.full((5, 5), np.nan), params={}))
     assert caught.value.description["type"] == "builtins.ValueError"
