@@ -25,5 +25,5 @@ def test_scikit_learns_own_tests_pass(run_suite: Any) -> None:
         timeout=240,
     )
     assert run.status == 0, run
-    assert run.stats["calls_sent"] > 500
+    assert run.stats["calls_sent"] > 400
     assert run.stats["share_sent"] > 0.8
