@@ -9,6 +9,7 @@ of other parts do not pay for them.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,12 @@ __all__ = ["children", "failpoint_build", "no_survivors", "places", "pool_dir", 
 collect_ignore_glob = list(MODULES) if sys.platform == "win32" else []
 if not os.environ.get("SHMPOOL_TEST_WINE"):
     collect_ignore_glob.append("wine/*")  # `make test-wine`
+
+
+def pytest_configure() -> None:
+    """Take interrupts, also as a job in the background of a shell, which ignores them: children would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

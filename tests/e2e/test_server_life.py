@@ -152,21 +152,8 @@ def test_serve_ends_in_order(children: Any, pool_dir: Any, tmp_path: Any, number
             env={"GSB_RUNTIME_DIR": folder, "COLUMNS": "200", "TERM": "dumb"},
         )
         wait_until(lambda: os.path.exists(f"{folder}/server.sock"), "the server listens")
-        wait_until(lambda: b"gsb server" in _output(child), "the card is shown")
+        wait_until(lambda: b"gsb server" in child.said(), "the card is shown")
         assert os.stat(f"{folder}/token").st_mode & 0o777 == 0o600
         child.signal(number)
         assert child.wait(60) == 0
         assert sorted(os.listdir(folder)) == ["token"]
-
-
-def _output(child: Any) -> bytes:
-    """What a child has printed so far."""
-    import select
-
-    stream = child._popen.stdout
-    while select.select([stream], [], [], 0)[0]:
-        piece = os.read(stream.fileno(), 65536)
-        if not piece:
-            break
-        child._buffer += piece
-    return bytes(child._buffer)

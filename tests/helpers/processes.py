@@ -143,6 +143,13 @@ class Child:
                 pass
         return self._errors.text.decode(errors="replace")
 
+    def said(self) -> bytes:
+        """What it has written to stdout so far, where nobody hears it line by line."""
+        with contextlib.suppress(queue.Empty):
+            while self._output.more(0.0):
+                pass
+        return self._output.text
+
     def say(self, value: object) -> None:
         """Send one value to the child's ``hear()``."""
         assert self._popen.stdin is not None

@@ -329,6 +329,7 @@ def test_against_the_model(pool_dir: Path) -> None:
         phases=[Phase.explicit, Phase.reuse, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
+    gc.collect()  # what earlier tests have left would be closed in between
     before = len(os.listdir("/proc/self/fd"))
     machine.TestCase("runTest").debug()
     gc.collect()
