@@ -236,23 +236,15 @@ def _fit(
         params = {name: own[name] for name in estimator._gsb_params}
     except KeyError:
         return run_here(estimator, base, method, args, kwargs, "a parameter is kept under another name")
-    from gsb._client import Call, get_client
+    from gsb._client import get_client
     from gsb._model import RemoteModel
 
     try:
         names = _names_of(estimator, args, kwargs, reset=not goes_on)
         client = get_client()
-        call = Call(
-            estimator=estimator._gsb_path,
-            method=method,
-            args=tuple(portable(value) for value in args),
-            kwargs={name: portable(value) for name, value in kwargs.items()},
-            params=with_global_generator(params),
-            model=model.id if model is not None and continues else None,
-            config=_forwarded(settings),
-            started=started,
-        )
-        answer = _ask(client, call)
+        goes_on_from = model.id if model is not None and continues else None
+        sent = with_global_generator(params)
+        answer = _ask(client, _call(estimator, method, args, kwargs, sent, goes_on_from, settings, started))
     except UnsupportedValueError as error:
         return run_here(estimator, base, method, args, kwargs, error.message)
     except ServerNotProvenError:
@@ -299,24 +291,12 @@ def _use(
         _names_of(estimator, args, kwargs, reset=False)
     known = model.params
     present = estimator.__dict__
-    changed = any(present[name] is not known[name] for name in known)
-    params = {name: present[name] for name in known} if changed else None
+    now = {name: present[name] for name in known}
+    changed = any(now[name] is not value for name, value in known.items())
     draws = estimator._gsb_path in _DRAWS_IN_USE
-    if draws:
-        params = with_global_generator({name: present[name] for name in known})
-    from gsb._client import Call
-
+    params = with_global_generator(now) if draws else now if changed else None
     try:
-        call = Call(
-            estimator=estimator._gsb_path,
-            method=method,
-            args=tuple([portable(value) for value in args]),
-            kwargs={name: portable(value) for name, value in kwargs.items()},
-            params=params,
-            model=model.id,
-            config=_forwarded(settings),
-            started=started,
-        )
+        call = _call(estimator, method, args, kwargs, params, model.id, settings, started)
         try:
             answer = _ask(model.client, call)
         except ModelLostError as error:
@@ -333,9 +313,9 @@ def _use(
             raise ModelLostError("the server is gone, and with it the fitted model") from error
         raise
     if draws:
-        advance({name: present[name] for name in known}, answer.random_state)
+        advance(now, answer.random_state)
     if changed:
-        model.params = {name: present[name] for name in known}
+        model.params = now
     if answer.summary is not None:
         model.update(answer.summary)
     if answer.warnings or answer.output:
@@ -378,6 +358,30 @@ def _names_of(estimator: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, 
 
 def _forwarded(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name, default in _FORWARDED.items() if settings.get(name, default) != default}
+
+
+def _call(
+    estimator: Any,
+    method: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    params: dict[str, Any] | None,
+    model: str | None,
+    settings: dict[str, Any],
+    started: float,
+) -> Call:
+    from gsb._client import Call
+
+    return Call(
+        estimator=estimator._gsb_path,
+        method=method,
+        args=tuple([portable(value) for value in args]),
+        kwargs={name: portable(value) for name, value in kwargs.items()},
+        params=params,
+        model=model,
+        config=_forwarded(settings),
+        started=started,
+    )
 
 
 def _ask(client: Client, call: Call) -> Answer:
